@@ -1,0 +1,25 @@
+"""Typed errors: what was expected, what came, and what to do.
+
+Every error is a `ScoreaugError` and also the built-in that fits, so that
+`except ValueError` keeps working in code that does not know this package.
+"""
+
+
+class ScoreaugError(Exception):
+    """Base of every error that this package raises on purpose."""
+
+
+class InvalidInputError(ScoreaugError, ValueError):
+    """An argument has the right type and a wrong value (shape, range, name)."""
+
+
+class InvalidTypeError(ScoreaugError, TypeError):
+    """An argument has a type that cannot be used."""
+
+
+class InvalidStateError(ScoreaugError, RuntimeError):
+    """The call is right, but not now: something has to happen before it."""
+
+
+class ScoreWarning(UserWarning):
+    """The scores look wrong, or part of them cannot be used."""

@@ -1,0 +1,1 @@
+"""Where scores come from and how they travel beside their simulations."""
