@@ -1,0 +1,30 @@
+"""Problems whose scores, and mostly posteriors, are known exactly.
+
+A method that learns from scores can only be trusted on problems where the scores and
+the answer are beyond doubt. Each file here holds one such problem: its mathematics in
+the docstring, and below it a class short enough to be checked against it by eye. All
+offer `prior`, `dim_theta`, `shape_x`, a call that simulates, `log_prob`, `score` and
+`exact_posterior`; `base` says how to add one.
+"""
+
+from sbi_scoreaug.simulators.base import BoxSimulator, ScoredSimulator
+from sbi_scoreaug.simulators.gaussian_process import GaussianProcessField
+from sbi_scoreaug.simulators.grid import GridPosterior, theta_grid
+from sbi_scoreaug.simulators.linear_gaussian import LinearGaussian
+from sbi_scoreaug.simulators.normal_location_scale import NormalLocationScale
+from sbi_scoreaug.simulators.sis_network import SISNetwork
+from sbi_scoreaug.simulators.sis_population import SISPopulation
+from sbi_scoreaug.simulators.student_t import StudentTField
+
+__all__ = [
+    "BoxSimulator",
+    "GaussianProcessField",
+    "GridPosterior",
+    "LinearGaussian",
+    "NormalLocationScale",
+    "SISNetwork",
+    "SISPopulation",
+    "ScoredSimulator",
+    "StudentTField",
+    "theta_grid",
+]
