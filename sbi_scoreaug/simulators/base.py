@@ -55,7 +55,7 @@ class ScoredSimulator(ABC):
 
         Raises:
             InvalidInputError: If `theta` has another shape or is not finite.
-            InvalidTypeError: If `theta` is not a tensor of real numbers.
+            InvalidTypeError: If `theta` is not a floating-point tensor.
         """
         checked = self._check_theta(theta).detach()
         chunks = checked.split(self.rows_at_once)
@@ -74,7 +74,7 @@ class ScoredSimulator(ABC):
 
         Raises:
             InvalidInputError: If a shape does not fit or a value is not finite.
-            InvalidTypeError: If an argument is not a tensor of real numbers.
+            InvalidTypeError: If an argument is not a floating-point tensor.
         """
         chunks = self._chunks(theta, x)
         return torch.cat([self._log_prob(*rows) for rows in chunks]).to(theta)
@@ -92,7 +92,7 @@ class ScoredSimulator(ABC):
 
         Raises:
             InvalidInputError: If a shape does not fit or a value is not finite.
-            InvalidTypeError: If an argument is not a tensor of real numbers.
+            InvalidTypeError: If an argument is not a floating-point tensor.
         """
         chunks = self._chunks(theta, x)
         return torch.cat([self._score(*rows) for rows in chunks]).to(theta)
@@ -166,10 +166,11 @@ class BoxSimulator(ScoredSimulator):
 
 def _check_tensor(name: str, value: Tensor, shape: torch.Size) -> Tensor:
     """The value in float64 on the CPU, if it is a finite batch of that shape."""
-    if not isinstance(value, Tensor) or value.is_complex():
+    if not isinstance(value, Tensor) or not value.is_floating_point():
+        found = value.dtype if isinstance(value, Tensor) else type(value).__name__
         raise InvalidTypeError(
-            f"{name} must be a tensor of real numbers, got {type(value).__name__}: "
-            "convert it with torch.as_tensor."
+            f"{name} must be a floating-point tensor, got {found}: convert it with "
+            "torch.as_tensor(..., dtype=torch.float32)."
         )
     if value.ndim != len(shape) + 1 or value.shape[1:] != shape or len(value) == 0:
         raise InvalidInputError(

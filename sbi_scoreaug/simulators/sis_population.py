@@ -118,7 +118,7 @@ class SISPopulation(BoxSimulator):
 
         Raises:
             InvalidInputError: If `theta` has another shape or is not finite.
-            InvalidTypeError: If `theta` is not a tensor of real numbers.
+            InvalidTypeError: If `theta` is not a floating-point tensor.
         """
         checked = self._check_theta(theta).detach()
         paths = self._simulate_paths(checked)
