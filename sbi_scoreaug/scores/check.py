@@ -14,16 +14,16 @@ w vanishes where the prior is cut off. So
 and the mean over its standard error is a z-test of component k. phi = 1, w = 1 is
 the usual E[s] = 0, which sees neither sign nor scale nor row order: E[phi w s_k] does.
 
-*Functions of theta.* Let (l, h) be the range of theta_k under the prior and c its
-standard deviation. w is A(theta_k - l) A(h - theta_k), A(r) = r/(r + c), and A = 1
-at an infinite end; or this times tanh((theta_k - mean)/c), against errors whose size
-changes with theta_k. *Functions of x.* 1; a regression m_k(x) of theta_k on features
-of x (cross-fitted: a row's own theta has no part in its m_k) and m_k^2; the mean and
-the energy of x. All are bounded by tanh, so that heavy tails of x do no harm.
+*Functions of theta.* Let (l, h) be the range of theta_k under the prior, m and c its
+centre and scale (quantiles). w is A(theta_k - l) A(h - theta_k), A(r) = r/(r + c),
+A = 1 at an infinite end; or this times tanh((theta_k - m)/c), against errors whose
+size changes with theta_k. *Functions of x.* 1; a regression f_k(x) of that tanh on
+features of x (cross-fitted: a row's own theta has no part in its f_k) and f_k^2; the
+mean and the energy of x. All are bounded by tanh: heavy tails of x do no harm.
 
-*Level.* z is corrected for skewness (Hall 1992): scores of scale parameters are skew,
-and the plain t-statistic then alarms too often in one tail. The threshold is
-Bonferroni's over all tests, at a total level of 1 in 500.
+*Level.* z is corrected for skewness (Hall 1992) where this brings it nearer to zero:
+scores of scale parameters are skew, and the plain t-statistic alarms too often then.
+The threshold is Bonferroni's over all tests, at a total level of 1 in 500.
 
 *Assumptions.* theta is drawn from the prior: not from a posterior, not selected. x may
 be selected (failed simulations dropped), since 1[x is valid] is a function of x; NaN
@@ -116,7 +116,9 @@ class ScoreCheck:
         num_tests, dim_theta = self.z.shape
         fig, ax = plt.subplots(figsize=(3.5 + 0.7 * dim_theta, 1.2 + 0.35 * num_tests))
         limit = 2 * self.threshold
-        image = ax.imshow(self.z, cmap="RdBu_r", vmin=-limit, vmax=limit, aspect="auto")
+        image = ax.imshow(
+            self.z.numpy(), cmap="RdBu_r", vmin=-limit, vmax=limit, aspect="auto"
+        )
         for j in range(num_tests):
             for k in range(dim_theta):
                 value = float(self.z[j, k])
@@ -168,33 +170,42 @@ def check_score(theta: Tensor, x: Tensor, score: Tensor, prior: Any) -> ScoreChe
         the sign is flipped (components 0, 1)
     """
     _require_shapes(theta, x, score)
-    rows = _usable_rows(theta, x)
+    rows = _usable_rows(theta)
     theta, x, score = (v.detach().cpu()[rows] for v in (theta, x, score))
-    own, theta, score = theta, theta.double(), score.double()
+    valid = x.reshape(len(x), -1).isfinite().all(1)
+    num_rows = int(valid.sum())
 
     def untested(note: str) -> ScoreCheck:
         z = torch.full((len(NAMES), theta.shape[1]), torch.nan)
-        return ScoreCheck(z, NAMES, math.inf, len(theta), notes=(note,))
+        return ScoreCheck(z, NAMES, _threshold(z.isnan()), num_rows, notes=(note,))
 
     if prior is None:
         return untested("no prior was given")
-    if len(theta) < MIN_ROWS:
-        return untested(f"{len(theta)} usable simulations, {MIN_ROWS} are needed")
+    if num_rows < MIN_ROWS:
+        return untested(f"{num_rows} usable simulations, {MIN_ROWS} are needed")
     try:
         bounds = _support(prior, theta.shape[1])
-        gradient = _log_prior_gradient(prior, own)
+        if not ((theta >= bounds[0]) & (theta <= bounds[1])).all():
+            return untested("theta lies outside the prior's support: not drawn from it")
+        gradient = _log_prior_gradient(prior, theta)
     except Exception as error:  # A prior is foreign code: whatever it raises.
         return untested(f"no use of the prior ({type(error).__name__}: {error})")
-    if not ((theta >= bounds[0]) & (theta <= bounds[1])).all():
-        return untested("theta lies outside the prior's support: not drawn from it")
 
-    tests = _Tests(theta, _functions_of_x(x, theta), bounds, gradient)
-    mask = score.isfinite() & gradient.isfinite() & (theta.std(0) > 0)
-    mask &= mask.sum(0) >= MIN_ROWS
-    threshold = _threshold(mask)
-    # phi = 1, s = 0: a statement on theta and the prior alone.
-    if (tests.z(torch.zeros_like(score), mask)[:2].abs() > threshold).any():
+    theta, score = theta.double(), score.double()
+    centre, scale = _centre_and_scale(theta)
+    known = gradient.isfinite() & (theta.std(0) > 0)
+    # phi = 1, s = 0: a statement on theta and the prior alone, x valid or not.
+    weights = _Weights(theta, centre, scale, bounds, gradient)
+    if (_z(weights.h, known).abs() > _threshold(known)).any():
         return untested("theta does not look like draws from the prior")
+
+    theta, score, gradient, mask = (
+        v[valid] for v in (theta, score, gradient, known & score.isfinite())
+    )
+    mask &= mask.sum(0) >= MIN_ROWS
+    weights = _Weights(theta, centre, scale, bounds, gradient)
+    tests = _Tests(weights, _functions_of_x(x[valid], weights.tilt))
+    threshold = _threshold(mask)
     z = tests.z(score, mask)
     z[:, ~mask.any(0)] = torch.nan
     few = [str(k) for k in range(len(z[0])) if not mask[:, k].any()]
@@ -202,7 +213,7 @@ def check_score(theta: Tensor, x: Tensor, score: Tensor, prior: Any) -> ScoreChe
     failed = bool((z.abs() > threshold).any())
     cause = _Diagnosis(tests, score, mask, threshold).cause() if failed else None
     notes = (note,) if few else ()
-    return ScoreCheck(z.float(), NAMES, threshold, len(theta), cause, notes)
+    return ScoreCheck(z.float(), NAMES, threshold, num_rows, cause, notes)
 
 
 def _require_shapes(theta: Tensor, x: Tensor, score: Tensor) -> None:
@@ -214,11 +225,9 @@ def _require_shapes(theta: Tensor, x: Tensor, score: Tensor) -> None:
         )
 
 
-def _usable_rows(theta: Tensor, x: Tensor) -> Tensor:
-    """Indices of finite rows, thinned evenly where there are very many."""
-    finite = x.detach().reshape(len(x), -1).isfinite().all(1).cpu()
-    finite &= theta.detach().isfinite().all(1).cpu()
-    rows = finite.nonzero().squeeze(1)
+def _usable_rows(theta: Tensor) -> Tensor:
+    """Indices of finite theta, thinned evenly where there are very many."""
+    rows = theta.detach().cpu().isfinite().all(1).nonzero().squeeze(1)
     return rows[:: math.ceil(len(rows) / MAX_ROWS) or 1]
 
 
@@ -274,6 +283,15 @@ def _log_prior_gradient(prior: Any, theta: Tensor) -> Tensor:
 # --- The test functions ----------------------------------------------------------
 
 
+def _centre_and_scale(values: Tensor) -> tuple[Tensor, Tensor]:
+    """Column medians and half the central 68 %: one wild row moves neither."""
+    values = values[:: math.ceil(len(values) / 500)]
+    probabilities = torch.tensor([0.16, 0.5, 0.84], dtype=values.dtype)
+    lower, centre, upper = torch.quantile(values, probabilities, dim=0)
+    scale = torch.where(upper > lower, (upper - lower) / 2, values.std(0))
+    return centre, scale.clamp_min(1e-30)
+
+
 def _standardise(values: Tensor) -> Tensor:
     """Columns of zero mean and unit variance; zero if constant."""
     centred = values - values.mean(0)
@@ -284,11 +302,8 @@ def _standardise(values: Tensor) -> Tensor:
 def _features(x: Tensor) -> Tensor:
     """Cheap features of x, `(num_simulations, num_features)`, mean and energy first."""
     x = x.float().reshape(len(x), -1) if x.ndim < 3 else x.float()
-    sample = x[:: math.ceil(len(x) / 500)]
-    q = torch.quantile(sample, torch.tensor([0.16, 0.5, 0.84]), dim=0)
-    scale = torch.where(q[2] > q[0], (q[2] - q[0]) / 2, sample.std(0))
-    # Medians and quantiles, and a cut: one wild row must not flatten the others.
-    pixels = ((x - q[1]) / scale.clamp_min(1e-30)).clamp(-10, 10)
+    centre, scale = _centre_and_scale(x)
+    pixels = ((x - centre) / scale).clamp_(-10, 10)
     entries = pixels.reshape(len(x), -1)
     steps = pixels.diff(dim=-1).reshape(len(x), -1)
     energies = [
@@ -306,9 +321,9 @@ def _features(x: Tensor) -> Tensor:
     return torch.cat([mean, *energies, linear, linear.square()], 1).double()
 
 
-def _functions_of_x(x: Tensor, theta: Tensor, num_folds: int = 4) -> Tensor:
+def _functions_of_x(x: Tensor, target: Tensor, num_folds: int = 4) -> Tensor:
     """The functions phi, `(5, num_simulations, dim_theta)`, bounded and centred."""
-    features, target = _standardise(_features(x)), _standardise(theta)
+    features, target = _standardise(_features(x)), _standardise(target)
     fold = torch.arange(len(x)) % num_folds
     fit = torch.empty_like(target)
     ridge = features.shape[1] * torch.eye(features.shape[1], dtype=features.dtype)
@@ -325,33 +340,43 @@ def _functions_of_x(x: Tensor, theta: Tensor, num_folds: int = 4) -> Tensor:
     return torch.cat([torch.ones_like(phi[:1]), phi])
 
 
+class _Weights:
+    """The functions w, times 1 (level) and tanh (slope), and h = d_k w + w d_k log p.
+
+    Both `(2, num_simulations, dim_theta)`.
+    """
+
+    def __init__(
+        self,
+        theta: Tensor,
+        centre: Tensor,
+        scale: Tensor,
+        bounds: tuple[Tensor, Tensor],
+        gradient: Tensor,
+    ) -> None:
+        self.theta, self.bounds, self.gradient = theta, bounds, gradient
+        above, below = theta - bounds[0], bounds[1] - theta
+        # A(r) = r/(r + c) = 1 - q, A' = q^2/c, q = c/(r + c): q = 0 at infinity.
+        q_above, q_below = scale / (above + scale), scale / (below + scale)
+        level = (1 - q_above) * (1 - q_below)
+        d_level = (q_above**2 * (1 - q_below) - q_below**2 * (1 - q_above)) / scale
+        self.tilt = ((theta - centre) / scale).tanh()
+        d_slope = d_level * self.tilt + level * (1 - self.tilt**2) / scale
+        self.w = torch.stack([level, level * self.tilt])
+        gradient = gradient.nan_to_num(0.0, 0.0, 0.0)
+        self.h = torch.stack([d_level, d_slope]) + self.w * gradient
+
+
 class _Tests:
     """All tests at once: test j of component k averages g s_k + h over the rows.
 
     g = phi w and h = phi (d_k w + w d_k log p), both `(num_tests, rows, dim_theta)`.
     """
 
-    def __init__(
-        self,
-        theta: Tensor,
-        phi: Tensor,
-        bounds: tuple[Tensor, Tensor],
-        gradient: Tensor,
-    ) -> None:
-        self.theta, self.bounds, self.gradient = theta, bounds, gradient
-        c = theta.std(0).clamp_min(1e-30)
-        above, below = theta - bounds[0], bounds[1] - theta
-        # A(r) = r/(r + c) = 1 - q, A' = q^2/c, q = c/(r + c): q = 0 at infinity.
-        q_above, q_below = c / (above + c), c / (below + c)
-        level = (1 - q_above) * (1 - q_below)
-        d_level = (q_above**2 * (1 - q_below) - q_below**2 * (1 - q_above)) / c
-        self.tilt = ((theta - theta.mean(0)) / c).tanh()
-        slope = level * self.tilt
-        d_slope = d_level * self.tilt + level * (1 - self.tilt**2) / c
-        gradient = gradient.nan_to_num(0.0, 0.0, 0.0)
-        w, d_w = torch.stack([level, slope]), torch.stack([d_level, d_slope])
-        self.g = (phi[:, None] * w).flatten(0, 1)
-        self.h = (phi[:, None] * (d_w + w * gradient)).flatten(0, 1)
+    def __init__(self, weights: _Weights, phi: Tensor) -> None:
+        self.weights = weights
+        self.g = (phi[:, None] * weights.w).flatten(0, 1)
+        self.h = (phi[:, None] * weights.h).flatten(0, 1)
 
     def z(self, score: Tensor, mask: Tensor) -> Tensor:
         """The statistics of all tests for this score, `(num_tests, dim_theta)`."""
@@ -369,7 +394,9 @@ def _z(values: Tensor, mask: Tensor) -> Tensor:
     sd = torch.where(known, sd, 1.0)
     t = torch.where(known, mean / sd * n.sqrt(), 0.0)
     a = (centred / sd[:, None]).pow(3).sum(1) / n / n.sqrt()
-    return t + a * t**2 / 3 + a**2 * t**3 / 27 + torch.where(known, a / 6, 0.0)
+    corrected = t + a * t**2 / 3 + a**2 * t**3 / 27 + a / 6
+    # Only ever towards zero: heavy tails make the skewness itself uncertain.
+    return torch.where(known & (corrected.abs() < t.abs()), corrected, t)
 
 
 # --- The likely cause ------------------------------------------------------------
@@ -435,9 +462,11 @@ class _Diagnosis:
 
     def _prior_included(self) -> str | None:
         """Whether this is the score of the posterior."""
-        if not self.tests.gradient.any():
+        if not self.tests.weights.gradient.any():
             return None
-        if not self._repaired(self.score - self.tests.gradient)[self.failing].all():
+        if not self._repaired(self.score - self.tests.weights.gradient)[
+            self.failing
+        ].all():
             return None
         return "the gradient of the log prior is included: give the likelihood's alone"
 
@@ -497,7 +526,10 @@ class _Diagnosis:
 
     def _parametrisations(self, k: int) -> dict[str, Tensor]:
         """The derivative d phi / d theta_k of the usual coordinates phi."""
-        theta, (lower, upper) = self.tests.theta[:, k], self.tests.bounds
+        theta, (lower, upper) = (
+            self.tests.weights.theta[:, k],
+            self.tests.weights.bounds,
+        )
         jacobians = {"exp(theta)": theta.exp(), "theta^2": 2 * theta}
         if (theta > 0).all():
             jacobians["log(theta)"] = 1 / theta
