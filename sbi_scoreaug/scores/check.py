@@ -1,24 +1,25 @@
 r"""Are these the scores of these simulations? A z-test from an exact identity.
 
-Under the joint density p(theta) p(x|theta), for any function phi of x, any smooth w
-of theta, and the score s = grad_theta log p(x|theta),
+Under the joint density p(theta) p(x|theta), for the score s = grad_theta
+log p(x|theta) and any g(theta, x) that is smooth in theta,
 
-    phi (w s_k + d_k w + w d_k log p(theta)) p(theta) p(x|theta)
-        = phi d_k [ w p(theta) p(x|theta) ].
+    (g s_k + d_k g + g d_k log p(theta)) p(theta) p(x|theta)
+        = d_k [ g p(theta) p(x|theta) ].
 
-Integrated over theta_k, the right side is the boundary value of w p(theta), zero if
-w vanishes where the prior is cut off. So
+Integrated over theta_k, the right side is the boundary value of g p(theta), zero if
+g vanishes where the prior is cut off. With g = phi(theta, x) w(theta), then,
 
-    E[ phi(x) (w(theta) s_k + d_k w(theta) + w(theta) d_k log p(theta)) ] = 0,
+    E[ phi (w s_k + d_k w + w d_k log p(theta)) + w d_k phi ] = 0,
 
-and the mean over its standard error is a z-test of component k. phi = 1, w = 1 is
-the usual E[s] = 0, which sees neither sign nor scale nor row order: E[phi w s_k] does.
+and the mean over its standard error is a z-test of component k. g = 1 is the usual
+E[s] = 0, which sees neither sign nor scale nor row order: E[phi w s_k] does.
 
-*Functions of theta.* Let (l, h) be the range of theta_k under the prior, m and c its
-centre and scale (quantiles). w is A(theta_k - l) A(h - theta_k), A(r) = r/(r + c),
-A = 1 at an infinite end; or this times tanh((theta_k - m)/c), against errors whose
-size changes with theta_k. *Functions of x.* 1; a regression f_k(x) of that tanh on
-features of x (cross-fitted: a row's own theta has no part in its f_k) and f_k^2; the
+*Functions w.* Let (l, h) be the range of theta_k under the prior, m and c its centre
+and scale (quantiles). w is A(theta_k - l) A(h - theta_k), A(r) = r/(r + c), A = 1 at
+an infinite end; or this times u = tanh((theta_k - m)/c), against errors whose size
+changes with theta_k. *Functions phi.* 1; f_k(x), a regression of u on features of x
+(cross-fitted: a row's own theta has no part in its f_k); its residual f_k - u, which
+is nearly proportional to s_k where f_k is efficient and hence the sharpest; f_k^2; the
 mean and the energy of x. All are bounded by tanh: heavy tails of x do no harm.
 
 *Level.* z is corrected for skewness (Hall 1992) where this brings it nearer to zero:
@@ -53,7 +54,14 @@ MAX_ROWS = 20_000  # Above, more rows only cost time.
 LEVEL = 0.002
 NAMES = tuple(
     f"{phi} {w}"
-    for phi in ("constant", "fit of theta", "fit squared", "mean of x", "energy of x")
+    for phi in (
+        "constant",
+        "residual of fit",
+        "fit of theta",
+        "fit squared",
+        "mean of x",
+        "energy of x",
+    )
     for w in ("level", "slope")
 )
 
@@ -204,7 +212,7 @@ def check_score(theta: Tensor, x: Tensor, score: Tensor, prior: Any) -> ScoreChe
     )
     mask &= mask.sum(0) >= MIN_ROWS
     weights = _Weights(theta, centre, scale, bounds, gradient)
-    tests = _Tests(weights, _functions_of_x(x[valid], weights.tilt))
+    tests = _Tests(weights, x[valid])
     threshold = _threshold(mask)
     z = tests.z(score, mask)
     z[:, ~mask.any(0)] = torch.nan
@@ -321,10 +329,10 @@ def _features(x: Tensor) -> Tensor:
     return torch.cat([mean, *energies, linear, linear.square()], 1).double()
 
 
-def _functions_of_x(x: Tensor, target: Tensor, num_folds: int = 4) -> Tensor:
-    """The functions phi, `(5, num_simulations, dim_theta)`, bounded and centred."""
-    features, target = _standardise(_features(x)), _standardise(target)
-    fold = torch.arange(len(x)) % num_folds
+def _cross_fit(features: Tensor, target: Tensor, num_folds: int = 4) -> Tensor:
+    """Ridge regression of the target, without the row's own fold."""
+    centre, target = target.mean(0), target - target.mean(0)
+    fold = torch.arange(len(target)) % num_folds
     fit = torch.empty_like(target)
     ridge = features.shape[1] * torch.eye(features.shape[1], dtype=features.dtype)
     for f in range(num_folds):
@@ -333,11 +341,7 @@ def _functions_of_x(x: Tensor, target: Tensor, num_folds: int = 4) -> Tensor:
             f_train.T @ f_train + ridge, f_train.T @ t_train
         )
         fit[fold == f] = features[fold == f] @ coefficients
-    fit = _standardise(fit).tanh()
-    mean, energy = (features[:, [j]].tanh().expand_as(fit) for j in (0, 1))
-    phi = torch.stack([fit, fit.square(), mean, energy])
-    phi = phi - phi.mean(1, keepdim=True)
-    return torch.cat([torch.ones_like(phi[:1]), phi])
+    return centre + fit
 
 
 class _Weights:
@@ -361,7 +365,8 @@ class _Weights:
         level = (1 - q_above) * (1 - q_below)
         d_level = (q_above**2 * (1 - q_below) - q_below**2 * (1 - q_above)) / scale
         self.tilt = ((theta - centre) / scale).tanh()
-        d_slope = d_level * self.tilt + level * (1 - self.tilt**2) / scale
+        self.d_tilt = (1 - self.tilt**2) / scale
+        d_slope = d_level * self.tilt + level * self.d_tilt
         self.w = torch.stack([level, level * self.tilt])
         gradient = gradient.nan_to_num(0.0, 0.0, 0.0)
         self.h = torch.stack([d_level, d_slope]) + self.w * gradient
@@ -370,13 +375,27 @@ class _Weights:
 class _Tests:
     """All tests at once: test j of component k averages g s_k + h over the rows.
 
-    g = phi w and h = phi (d_k w + w d_k log p), both `(num_tests, rows, dim_theta)`.
+    g = phi w and h = phi (d_k w + w d_k log p) + w d_k phi, both
+    `(num_tests, num_simulations, dim_theta)`.
     """
 
-    def __init__(self, weights: _Weights, phi: Tensor) -> None:
+    def __init__(self, weights: _Weights, x: Tensor) -> None:
         self.weights = weights
-        self.g = (phi[:, None] * weights.w).flatten(0, 1)
-        self.h = (phi[:, None] * weights.h).flatten(0, 1)
+        features = _standardise(_features(x))
+        fit = _cross_fit(features, weights.tilt)
+        residual = fit - weights.tilt
+        scale = _centre_and_scale(residual)[1]
+        residual = (residual / scale).tanh()
+        d_residual = -(1 - residual**2) * weights.d_tilt / scale
+        mean, energy = (features[:, [j]].tanh().expand_as(fit) for j in (0, 1))
+        fit = _standardise(fit).tanh()
+        phi = torch.stack([residual, fit, fit.square(), mean, energy])
+        phi = phi - phi.mean(1, keepdim=True)
+        phi = torch.cat([torch.ones_like(phi[:1]), phi])[:, None]
+        d_phi = torch.zeros_like(phi)
+        d_phi[1, 0] = d_residual
+        self.g = (phi * weights.w).flatten(0, 1)
+        self.h = (phi * weights.h + d_phi * weights.w).flatten(0, 1)
 
     def z(self, score: Tensor, mask: Tensor) -> Tensor:
         """The statistics of all tests for this score, `(num_tests, dim_theta)`."""
