@@ -114,7 +114,7 @@ class ScoreCheck:
         return "\n".join([*lines, *(f"note: {note}" for note in self.notes)])
 
     def plot(self) -> tuple[Any, Any]:
-        """Draw z per test and component; alarms are in bold.
+        """Draw z per test and component; alarms are white and bold.
 
         Returns:
             The matplotlib figure and axes.
@@ -130,8 +130,10 @@ class ScoreCheck:
         for j in range(num_tests):
             for k in range(dim_theta):
                 value = float(self.z[j, k])
-                weight = "bold" if abs(value) > self.threshold else "normal"
-                ax.text(k, j, f"{value:.1f}", ha="center", va="center", weight=weight)
+                style = {"ha": "center", "va": "center"}
+                if abs(value) > self.threshold:  # On a dark cell.
+                    style |= {"weight": "bold", "color": "white"}
+                ax.text(k, j, f"{value:.1f}", **style)
         ax.set_xticks(range(dim_theta))
         ax.set_yticks(range(num_tests), self.names[:num_tests])
         ax.set_xlabel("component of the score")
