@@ -130,7 +130,7 @@ class ScoreCheck:
         for j in range(num_tests):
             for k in range(dim_theta):
                 value = float(self.z[j, k])
-                style = {"ha": "center", "va": "center"}
+                style: dict[str, Any] = {"ha": "center", "va": "center"}
                 if abs(value) > self.threshold:  # On a dark cell.
                     style |= {"weight": "bold", "color": "white"}
                 ax.text(k, j, f"{value:.1f}", **style)
