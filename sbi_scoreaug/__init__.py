@@ -1,3 +1,50 @@
-"""A plugin to sbi for simulators that can say more than a sample."""
+"""A plugin to sbi for simulators that can say more than a sample.
+
+Many simulators know, beside x, the exact score grad_theta log p(x|theta): statistical
+models on fields and networks, epidemics, anything written in a differentiable language.
+
+`ScoreAugmentedNRE` is sbi's `NRE_A` whose classifier is trained to match that score as
+well as to classify (Shen & Kuusela 2026, arXiv 2605.12118). The same term serves
+`NRE_B`, `NRE_C` and `BNRE` through `ScoreAugmentedRatioTerm`.
+
+`simulate_with_score` is the twin of sbi's `simulate_for_sbi`; `check_score` tells
+whether scores belong to their simulations. `sbi_scoreaug.simulators` holds problems
+with exact scores and posteriors, `python -m sbi_scoreaug` runs a demonstration and
+`python -m sbi_scoreaug.benchmarks` measures.
+"""
+
+from sbi_scoreaug.score_augmented import (
+    FixedWeights,
+    GradientNormWeights,
+    ScoreAugmentedNRE,
+    ScoreAugmentedRatioTerm,
+    ScoreWeighting,
+    UncertaintyWeights,
+    smooth_classifier_nn,
+)
+from sbi_scoreaug.scores import (
+    ScoreCarrier,
+    ScoreCheck,
+    check_score,
+    score_from_log_prob,
+    simulate_with_score,
+    transform_score,
+)
 
 __version__ = "0.1.0"
+
+__all__ = [
+    "FixedWeights",
+    "GradientNormWeights",
+    "ScoreAugmentedNRE",
+    "ScoreAugmentedRatioTerm",
+    "ScoreCarrier",
+    "ScoreCheck",
+    "ScoreWeighting",
+    "UncertaintyWeights",
+    "check_score",
+    "score_from_log_prob",
+    "simulate_with_score",
+    "smooth_classifier_nn",
+    "transform_score",
+]

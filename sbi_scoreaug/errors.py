@@ -4,6 +4,9 @@ Every error is a `ScoreaugError` and also the built-in that fits, so that
 `except ValueError` keeps working in code that does not know this package.
 """
 
+import warnings
+from inspect import currentframe
+
 
 class ScoreaugError(Exception):
     """Base of every error that this package raises on purpose."""
@@ -23,3 +26,13 @@ class InvalidStateError(ScoreaugError, RuntimeError):
 
 class ScoreWarning(UserWarning):
     """The scores look wrong, or part of them cannot be used."""
+
+
+def warn(message: str, category: type[Warning] = ScoreWarning) -> None:
+    """Warn in the name of the first caller outside sbi and this package."""
+    frame, level = currentframe(), 1
+    while frame is not None and frame.f_globals.get("__name__", "").startswith(
+        ("sbi.", "sbi_scoreaug")
+    ):
+        frame, level = frame.f_back, level + 1
+    warnings.warn(message, category, stacklevel=level)

@@ -1,0 +1,77 @@
+"""Every private name of sbi that this package stands on, in one place.
+
+The rest of the package imports these from here, so that a new release of sbi is
+checked by reading one file; `tests/host_contract_test.py` holds one sentence an
+assertion for each of them.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from typing import Any
+
+import torch
+from sbi.neural_nets.ratio_estimators import RatioEstimator
+from sbi.utils.sbiutils import get_simulations_since_round, handle_invalid_x
+from sbi.utils.torchutils import assert_all_finite
+from torch import Tensor
+
+__all__ = [
+    "assert_all_finite",
+    "embed_x",
+    "get_simulations_since_round",
+    "handle_invalid_x",
+    "log_ratio",
+    "show_host_signature",
+    "splits_into_embedding_and_head",
+]
+
+
+def splits_into_embedding_and_head(estimator: torch.nn.Module) -> bool:
+    """Whether `estimator` computes net(cat(embed(theta), embed(x))) as sbi's does."""
+    cls = type(estimator)
+    return isinstance(estimator, RatioEstimator) and all(
+        getattr(cls, name) is getattr(RatioEstimator, name)
+        for name in ("combine_theta_and_x", "unnormalized_log_ratio", "forward")
+    )
+
+
+def embed_x(estimator: RatioEstimator, x: Tensor) -> Tensor:
+    """Return the embedding `(batch, num_features)` of `x (batch, *shape_x)`."""
+    return estimator.embedding_net_x(x)
+
+
+def log_ratio(estimator: RatioEstimator, theta: Tensor, embedded_x: Tensor) -> Tensor:
+    """Return log r `(batch,)` for `theta (batch, dim_theta)` and embedded x."""
+    z = torch.cat([estimator.embedding_net_theta(theta), embedded_x], dim=-1)
+    return estimator.net(z).squeeze(-1)
+
+
+def show_host_signature(cls: type, name: str) -> None:
+    """Make `help(cls.name)` list the host's arguments, then our keyword-only ones.
+
+    For the reader only (`help`, `inspect.signature`, editors): our mixins pass the
+    host's arguments on as they come, so that one mixin serves every trainer.
+    """
+    method = getattr(cls, name)
+    hosts = [base for base in cls.__mro__ if base.__module__.startswith("sbi.")]
+    if not hosts or hasattr(method, "__signature__"):
+        return
+    if method.__module__.startswith("sbi."):
+        return
+
+    @functools.wraps(method)
+    def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
+        return method(self, *args, **kwargs)
+
+    own = [
+        parameter
+        for parameter in inspect.signature(method).parameters.values()
+        if parameter.kind is parameter.KEYWORD_ONLY
+    ]
+    host = inspect.signature(getattr(hosts[0], name))
+    forward.__signature__ = host.replace(  # type: ignore[attr-defined]
+        parameters=[*host.parameters.values(), *own]
+    )
+    setattr(cls, name, forward)
