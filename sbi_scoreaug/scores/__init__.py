@@ -1,1 +1,20 @@
-"""Where scores come from and how they travel beside their simulations."""
+"""Where scores come from and how they travel beside their simulations.
+
+`simulate` and `autodiff` produce them, `check` tests them against the simulations,
+`carrier` takes them through a trainer of sbi, `loaders` into its batches. All methods of
+this package share this one data path.
+"""
+
+from sbi_scoreaug.scores.autodiff import score_from_log_prob, transform_score
+from sbi_scoreaug.scores.carrier import ScoreCarrier
+from sbi_scoreaug.scores.check import ScoreCheck, check_score
+from sbi_scoreaug.scores.simulate import simulate_with_score
+
+__all__ = [
+    "ScoreCarrier",
+    "ScoreCheck",
+    "check_score",
+    "score_from_log_prob",
+    "simulate_with_score",
+    "transform_score",
+]

@@ -1,0 +1,232 @@
+r"""How a score travels beside its simulation, from `append_simulations` to the batch.
+
+`ScoreCarrier` is mixed into a trainer of sbi, in front of the host class. It keeps one
+score tensor for every tensor of theta that the host keeps, so that whatever selects
+rounds, rows or batches of theta selects the same rows of the score:
+
+- rows that the host drops (NaN or infinite x) are dropped by the same mask;
+- rounds are selected by the host's own `get_simulations_since_round`;
+- batches gain two columns at the end, `(score, mask)`, after sbi's three.
+
+A missing component is a NaN when it comes in and a zero under a false mask inside.
+A trainer without scores keeps the host's loaders: the host, bit for bit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+from typing_extensions import Self
+
+from sbi_scoreaug._host import (
+    get_simulations_since_round,
+    handle_invalid_x,
+    show_host_signature,
+)
+from sbi_scoreaug.errors import InvalidInputError, InvalidTypeError, warn
+from sbi_scoreaug.scores.check import check_score
+from sbi_scoreaug.scores.loaders import rebuild_loader
+
+SCORE_KINDS = ("exact", "joint")
+
+
+def validate_score(score: Any, theta: Tensor, name: str = "score") -> Tensor:
+    """Return `score` as float32 after checking its type, shape and content.
+
+    Args:
+        score: What the user gave, `(num_simulations, dim_theta)`; NaN where unknown.
+        theta: Parameters `(num_simulations, dim_theta)`.
+        name: The argument's name in messages.
+
+    Raises:
+        InvalidTypeError: `score` is no floating tensor.
+        InvalidInputError: Its shape is not theta's, it is NaN throughout, or infinite.
+    """
+    if not isinstance(score, Tensor) or not score.is_floating_point():
+        got = score.dtype if isinstance(score, Tensor) else type(score).__name__
+        raise InvalidTypeError(
+            f"{name}: expected a floating torch.Tensor of shape {tuple(theta.shape)}, "
+            f"got {got}. Convert it with torch.as_tensor(..., dtype=torch.float32)."
+        )
+    if score.shape != theta.shape:
+        raise InvalidInputError(
+            f"{name}: expected the shape of theta {tuple(theta.shape)} (one row a "
+            f"simulation, one column a parameter), got {tuple(score.shape)}."
+        )
+    if score.isinf().any():
+        raise InvalidInputError(
+            f"{name}: expected finite numbers, got {int(score.isinf().sum())} infinite "
+            "components. Set components that are unknown to NaN: they are left out."
+        )
+    if score.isnan().all():
+        raise InvalidInputError(
+            f"{name}: expected at least one known component, got NaN throughout. "
+            "Leave `score` out to train without scores."
+        )
+    return score.detach().to(torch.float32)
+
+
+class ScoreCarrier:
+    """Mixin that carries scores through a trainer of sbi.
+
+    Put it in front of the host class. Subclasses read the batch's fourth and fifth
+    column, `score (batch, dim_theta)` and `mask (batch, dim_theta)`.
+
+    Args:
+        score_fn: Optional function `(theta, x) -> score`, all `(batch, ...)`, that
+            returns the exact score grad_theta log p(x|theta). It fills in the scores
+            of appended simulations that come without.
+        args: As in the host class.
+        kwargs: As in the host class.
+    """
+
+    def __init__(
+        self,
+        *args: Any,
+        score_fn: Callable[[Tensor, Tensor], Tensor] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        if score_fn is not None and not callable(score_fn):
+            raise InvalidTypeError(
+                "score_fn: expected a function (theta, x) -> score, got "
+                f"{type(score_fn).__name__}."
+            )
+        super().__init__(*args, **kwargs)
+        self._score_fn = score_fn
+        self._score_roundwise: list[Tensor] = []
+        self._score_kinds: list[str] = []
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Show the host's arguments in the signatures of the mixin's methods."""
+        super().__init_subclass__(**kwargs)
+        for name in ("append_simulations", "train"):
+            if hasattr(cls, name):
+                show_host_signature(cls, name)
+
+    def append_simulations(
+        self,
+        theta: Tensor,
+        x: Tensor,
+        *args: Any,
+        score: Tensor | None = None,
+        score_kind: str = "exact",
+        score_check: bool = True,
+        **kwargs: Any,
+    ) -> Self:
+        r"""Store simulations and, beside them, their scores.
+
+        All other arguments as in the host class.
+
+        Args:
+            theta: Parameters `(num_simulations, dim_theta)`.
+            x: Simulations `(num_simulations, *shape_x)`.
+            args: As in the host class.
+            score: Likelihood scores grad_theta log p(x|theta),
+                `(num_simulations, dim_theta)`. A NaN marks an unknown component: it is
+                left out of the loss, its simulation stays.
+            score_kind: "exact", or "joint" for grad_theta log p(x, z|theta) of a
+                simulator with latent z.
+            score_check: Whether to run `check_score` on simulations from the prior,
+                which warns when the scores cannot belong to them.
+            kwargs: As in the host class.
+
+        Returns:
+            The trainer, so that calls can be chained.
+
+        Raises:
+            InvalidTypeError, InvalidInputError: Scores that cannot be used; nothing
+                is stored.
+        """
+        if score_kind not in SCORE_KINDS:
+            raise InvalidInputError(
+                f"score_kind: expected one of {SCORE_KINDS}, got {score_kind!r}."
+            )
+        if score is None and self._score_fn is not None:
+            score = self._call_score_fn(theta, x)
+            score_kind = "exact"
+        if score is not None:
+            score = validate_score(score, theta)
+            self._validate_before_storing(theta, x)
+
+        super().append_simulations(theta, x, *args, **kwargs)  # type: ignore[misc]
+
+        stored = self._theta_roundwise[-1]  # type: ignore[attr-defined]
+        kept = slice(None)
+        if len(stored) < len(theta):
+            kept = handle_invalid_x(x, exclude_invalid_x=True)[0]
+        if score is None:
+            self._score_roundwise.append(torch.full_like(stored, torch.nan))
+            return self
+        self._score_roundwise.append(score[kept].to(stored.device))
+        self._score_kinds.append(score_kind)
+        self._report(score_check)
+        return self
+
+    def _report(self, score_check: bool) -> None:
+        """Warn, in the caller's name, of unknown and of implausible scores."""
+        score = self._score_roundwise[-1]
+        unknown = int(score.isnan().sum())
+        if unknown:
+            warn(
+                f"{unknown} of {score.numel()} score components are NaN: they are left "
+                "out of the loss, their simulations are kept."
+            )
+        if not score_check or not self._prior_masks[-1].all():  # type: ignore[attr-defined]
+            return
+        theta, x = self._theta_roundwise[-1], self._x_roundwise[-1]  # type: ignore[attr-defined]
+        check = check_score(theta, x, score, self._prior)  # type: ignore[attr-defined]
+        if not check.passed:
+            warn(f"{check}\nPass score_check=False to silence this.")
+
+    def _validate_before_storing(self, theta: Tensor, x: Tensor) -> None:
+        """Hook: raise here whatever makes scores unusable for this trainer."""
+
+    def _call_score_fn(self, theta: Tensor, x: Tensor) -> Tensor:
+        """Return `score_fn(theta, x)` after checking it."""
+        assert self._score_fn is not None
+        score = self._score_fn(theta, x)
+        return validate_score(score, theta, "score_fn(theta, x)")
+
+    def _scores(self, starting_round: int = 0) -> tuple[Tensor, Tensor] | None:
+        """Return `(score, mask)` of the rounds since `starting_round`, None if none."""
+        if not self._score_kinds:
+            return None
+        score = get_simulations_since_round(
+            self._score_roundwise,
+            self._data_round_index,  # type: ignore[attr-defined]
+            starting_round,
+        )
+        mask = ~score.isnan()
+        return (score.nan_to_num(0.0), mask) if mask.any() else None
+
+    def get_dataloaders(
+        self,
+        starting_round: int = 0,
+        training_batch_size: int = 200,
+        validation_fraction: float = 0.1,
+        resume_training: bool = False,
+        dataloader_kwargs: dict | None = None,
+    ) -> tuple[DataLoader, DataLoader]:
+        """Return the host's loaders; with scores, batches gain `(score, mask)`."""
+        loaders = super().get_dataloaders(  # type: ignore[misc]
+            starting_round,
+            training_batch_size,
+            validation_fraction,
+            resume_training,
+            dataloader_kwargs=dataloader_kwargs,
+        )
+        columns = self._columns(starting_round)
+        if not columns:
+            return loaders
+        train, validation = (
+            rebuild_loader(loader, columns, dataloader_kwargs) for loader in loaders
+        )
+        return train, validation
+
+    def _columns(self, starting_round: int) -> tuple[Tensor, ...]:
+        """Hook: the columns that follow sbi's three in every batch."""
+        return self._scores(starting_round) or ()
