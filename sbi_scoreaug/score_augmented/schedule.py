@@ -1,0 +1,128 @@
+r"""Enough steps, then a smaller step: training that suits a gradient-matching loss.
+
+sbi counts patience in epochs. With 500 simulations and batches of 200 an epoch is two
+steps, and patience of 20 epochs ends a training after some 40 steps without progress,
+long before a score term is fitted. Where a trainer is *steady* (it has scores), and
+only there, three things change, all within the host's loop:
+
+- *Epochs of at least 50 steps.* The training sampler passes over the data several
+  times, newly shuffled, so `stop_after_epochs=20` means at least 1000 steps.
+- *Annealing.* When patience ends (or 60 % of `max_num_epochs` has passed), training
+  goes on from there for one more stretch in which the learning rate falls linearly to
+  zero, and then stops: warm-up is not needed at sbi's rates, and the length of the
+  first stretch need not be known beforehand, as it would be for a cosine.
+- *The same validation at every epoch*: rows in a fixed order and in batches of equal
+  size, so that the epochs that are compared differ by the network alone.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from torch.utils.data import DataLoader
+
+from sbi_scoreaug.errors import InvalidInputError
+from sbi_scoreaug.scores.loaders import RepeatSampler, rebuild_loader
+
+STEPS_PER_EPOCH = 50
+ANNEALED_FRACTION = 0.4
+
+
+class SteadyTraining:
+    """Mixin of the schedule above; put it in front of a trainer of sbi.
+
+    `_steady` decides at the start of `train` whether it applies.
+    """
+
+    _anneal_start: int | None = None
+    _max_num_epochs: int | None = None
+
+    @property
+    def _steady(self) -> bool:
+        """Whether the schedule applies; otherwise the host trains as it does."""
+        return True
+
+    def get_dataloaders(
+        self,
+        starting_round: int = 0,
+        training_batch_size: int = 200,
+        validation_fraction: float = 0.1,
+        resume_training: bool = False,
+        dataloader_kwargs: dict[str, Any] | None = None,
+    ) -> tuple[DataLoader, DataLoader]:
+        """Return the host's loaders with longer epochs and a fixed validation order.
+
+        Raises:
+            InvalidInputError: Fewer than two rows to train or to validate on.
+        """
+        self._anneal_start = None
+        train, validation = super().get_dataloaders(  # type: ignore[misc]
+            starting_round,
+            training_batch_size,
+            validation_fraction,
+            resume_training,
+            dataloader_kwargs=dataloader_kwargs,
+        )
+        if not self._steady:
+            return train, validation
+        num_train, num_validation = len(self.train_indices), len(self.val_indices)  # type: ignore[attr-defined]
+        if min(num_train, num_validation) < 2:
+            raise InvalidInputError(
+                "expected at least two simulations to train and two to validate on, "
+                f"got {num_train} and {num_validation}. Append more simulations or "
+                "change validation_fraction."
+            )
+        user_sampler = {"sampler", "shuffle"} & set(dataloader_kwargs or ())
+        if not user_sampler:
+            steps = max(1, num_train // train.batch_size)  # type: ignore[operator]
+            passes = math.ceil(STEPS_PER_EPOCH / steps)
+            sampler = RepeatSampler(self.train_indices, passes)  # type: ignore[attr-defined]
+            train = rebuild_loader(train, (), dataloader_kwargs, sampler=sampler)
+        batches = math.ceil(num_validation / validation.batch_size)  # type: ignore[operator]
+        validation = rebuild_loader(
+            validation,
+            (),
+            dataloader_kwargs,
+            sampler=self.val_indices.tolist(),  # type: ignore[attr-defined]
+            batch_size=num_validation // batches,
+        )
+        return train, validation
+
+    def _run_training_loop(self, *args: Any, **kwargs: Any) -> Any:
+        """Note the host's budget of epochs, then run its loop."""
+        self._max_num_epochs = kwargs["train_config"].max_num_epochs
+        return super()._run_training_loop(*args, **kwargs)  # type: ignore[misc]
+
+    def _train_epoch(self, *args: Any, **kwargs: Any) -> float:
+        """Set this epoch's learning rate, then train as the host."""
+        if self._steady:
+            factor = 1.0
+            if self._anneal_start is not None:
+                done = (self.epoch - self._anneal_start) / self._anneal_epochs  # type: ignore[attr-defined]
+                factor = max(0.0, 1.0 - done)
+            for group in self.optimizer.param_groups:  # type: ignore[attr-defined]
+                group["lr"] = factor * self.optimizer.defaults["lr"]  # type: ignore[attr-defined]
+        return super()._train_epoch(*args, **kwargs)  # type: ignore[misc]
+
+    def _converged(self, epoch: int, stop_after_epochs: int) -> bool:
+        """Return whether training has ended; start annealing before it does."""
+        out_of_patience = super()._converged(epoch, stop_after_epochs)  # type: ignore[misc]
+        if not self._steady:
+            return out_of_patience
+        if self._anneal_start is None:
+            assert self._max_num_epochs is not None
+            budget = math.ceil(ANNEALED_FRACTION * self._max_num_epochs)
+            if out_of_patience:
+                self._anneal_epochs = min(stop_after_epochs, budget)
+            elif epoch >= self._max_num_epochs - budget:
+                self._anneal_epochs = budget
+            else:
+                return False
+            self._anneal_start = epoch
+            self._epochs_since_last_improvement = 0
+            return False
+        if epoch - self._anneal_start < self._anneal_epochs:
+            return False
+        self._neural_net.load_state_dict(self._best_model_state_dict)  # type: ignore[attr-defined]
+        return True

@@ -1,0 +1,310 @@
+r"""The mixin that adds the score term to a trainer of sbi.
+
+`ScoreTerm` overrides the host's `_get_losses`, which sbi calls for every batch. On
+batches with scores it returns
+
+    training:    L_host + gain * sum_k w_k ell_k      (w detached, see `weighting`)
+    validation:  L_host + sum_k ell_k                 (unweighted, see `monitor`)
+
+How training is stopped, selected and reported is in `monitor`, its schedule in
+`schedule`.
+
+A subclass names the function whose theta-gradient is matched, `_log_density(theta, x)`:
+log r(x|theta) for ratio estimation.
+
+Reference: Shen & Kuusela 2026 (arXiv 2605.12118).
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sbi_scoreaug._host import assert_all_finite
+from sbi_scoreaug.errors import InvalidInputError, InvalidStateError, InvalidTypeError
+from sbi_scoreaug.score_augmented.classifiers import piecewise_linear_part
+from sbi_scoreaug.score_augmented.loss import (
+    SCORE_LOSSES,
+    score_losses,
+    whitening_matrix,
+)
+from sbi_scoreaug.score_augmented.monitor import ScoreMonitor
+from sbi_scoreaug.score_augmented.pairs import SCORE_PAIRS, PairTable, supervised_pairs
+from sbi_scoreaug.score_augmented.schedule import SteadyTraining
+from sbi_scoreaug.score_augmented.weighting import (
+    FixedWeights,
+    ScoreWeighting,
+    resolve_weighting,
+)
+from sbi_scoreaug.scores.carrier import ScoreCarrier
+
+
+class ScoreTerm(ScoreMonitor, SteadyTraining, ScoreCarrier):
+    """Mixin that augments the loss of a trainer of sbi with exact scores."""
+
+    _smooth: bool | None = None
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._weighting: ScoreWeighting | None = None
+        self._pairs: PairTable | None = None
+
+    def _log_density(self, estimator: Any, theta: Tensor, x: Tensor) -> Tensor:
+        """Hook: f `(batch,)` whose theta-gradient is the score at the optimum."""
+        raise NotImplementedError
+
+    # --- before training -----------------------------------------------------------
+
+    def _validate_before_storing(self, theta: Tensor, x: Tensor) -> None:
+        """Build the network once on a copy, to refuse piecewise-linear ones early."""
+        if self._smooth or self._build_neural_net is None:  # type: ignore[attr-defined]
+            return
+        rows = x.reshape(len(x), -1).isfinite().all(1).nonzero().squeeze(1)[:100]
+        if len(rows) < 2:
+            return
+        theta, x = theta[rows].cpu(), x[rows].cpu()
+        with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            estimator = self._build_neural_net(theta, x)  # type: ignore[attr-defined]
+            state = estimator.training
+            log_density = partial(self._log_density, estimator.eval(), x=x)
+            part = piecewise_linear_part(estimator, log_density, theta)
+            estimator.train(state)
+        if part is not None:
+            raise InvalidInputError(
+                "score: expected a network that is smooth in theta, got a piecewise-"
+                f"linear one ({part}), whose score cannot be trained. Leave the network "
+                "at its default, or build it with smooth activations such as SiLU "
+                "(smooth_classifier_nn for ratio estimation)."
+            )
+        self._smooth = True
+
+    def train(
+        self,
+        *args: Any,
+        score_weighting: str | float | Tensor | ScoreWeighting | None = None,
+        score_loss: str | Callable[[Tensor], Tensor] = "square",
+        score_every: int = 1,
+        score_gain: float = 1.0,
+        score_pairs: str = "joint",
+        **kwargs: Any,
+    ) -> Any:
+        """Train as the host, with the score term where scores were appended.
+
+        All other arguments as in the host class. Without scores, or with
+        `score_weighting=0`, this is the host's training, bit for bit.
+
+        Args:
+            args: As in the host class.
+            score_weighting: None (by kind of score), "gradient_norm", "uncertainty", a
+                number, a tensor `(dim_theta,)`, or an object with
+                `weights(host_loss, score_losses, parameters) -> (dim_theta,)`.
+            score_loss: "square", "huber" (exact scores only), or a function from
+                residuals `(batch, dim_theta)` to losses of the same shape.
+            score_every: Add the term at every such step. Larger is cheaper and weaker.
+            score_gain: Factor on all weights.
+            score_pairs: "joint"; with a `score_fn` also "local" (the same x at
+                parameters near its own) and "both" (marginal pairs as well).
+            kwargs: As in the host class.
+
+        Returns:
+            The trained estimator of the host.
+
+        Raises:
+            InvalidInputError, InvalidTypeError: An option that cannot be used.
+        """
+        if not self._theta_roundwise:  # type: ignore[attr-defined]
+            return super().train(*args, **kwargs)  # type: ignore[misc]
+        dim_theta = self._theta_roundwise[0].shape[-1]  # type: ignore[attr-defined]
+        weighting = resolve_weighting(score_weighting, self._score_kinds, dim_theta)
+        resume = kwargs.get("resume_training", False)
+        if not (resume and score_weighting is None and self._weighting is not None):
+            self._weighting = weighting
+        self._rho = _resolve_score_loss(score_loss, self._score_kinds)
+        _require_positive("score_every", score_every, integer=True)
+        _require_positive("score_gain", score_gain)
+        self._score_every, self._score_gain, self._step = score_every, score_gain, 0
+        self._check_score_pairs(score_pairs)
+        self._score_pairs = score_pairs
+        try:
+            return super().train(*args, **kwargs)  # type: ignore[misc]
+        finally:
+            self._pairs = None
+
+    def _check_score_pairs(self, score_pairs: str) -> None:
+        if score_pairs not in SCORE_PAIRS:
+            raise InvalidInputError(
+                f"score_pairs: expected one of {SCORE_PAIRS}, got {score_pairs!r}."
+            )
+        if score_pairs == "joint":
+            return
+        if self._score_fn is None:
+            raise InvalidInputError(
+                f"score_pairs: {score_pairs!r} needs the score as a function, got none."
+                " Give score_fn=... to the constructor, or use 'joint'."
+            )
+        if "joint" in self._score_kinds:
+            raise InvalidInputError(
+                f"score_pairs: expected 'joint' for joint scores, got {score_pairs!r}. "
+                "A joint score is valid only at the pair that it was simulated with."
+            )
+
+    @property
+    def _steady(self) -> bool:
+        """Whether this trainer has scores to use."""
+        off = (
+            isinstance(self._weighting, FixedWeights)
+            and not self._weighting.value.any()
+        )
+        return bool(self._score_kinds) and not off
+
+    def _columns(self, starting_round: int) -> tuple[Tensor, ...]:
+        """Return `(score, mask)` and prepare what the term needs of all rows."""
+        columns = super()._columns(starting_round) if self._steady else ()
+        if columns:
+            score, mask = columns
+            theta, x, _ = self.get_simulations(starting_round)  # type: ignore[attr-defined]
+            rows = self.train_indices  # type: ignore[attr-defined]
+            whitening = whitening_matrix(score[rows], mask[rows], theta[rows])
+            self._whitening = whitening.to(self._device)  # type: ignore[attr-defined]
+            if self._score_pairs != "joint":
+                assert self._score_fn is not None
+                self._pairs = supervised_pairs(
+                    self._score_pairs, self._score_fn, theta, x, whitening, self._prior
+                )  # type: ignore[attr-defined]
+                columns = (*columns, torch.arange(len(theta), device=theta.device))
+        return columns
+
+    # --- during training -----------------------------------------------------------
+
+    def _get_losses(self, batch: Sequence[Tensor], *args: Any, **kwargs: Any) -> Tensor:
+        """Return the host's losses plus the score term; the host's without scores."""
+        training = self._neural_net.training  # type: ignore[attr-defined]
+        self._step += training
+        if len(batch) <= 3 or (training and self._step % self._score_every):
+            return super()._get_losses(batch, *args, **kwargs)  # type: ignore[misc]
+        theta, x, score, mask = (
+            column.to(self._device)  # type: ignore[attr-defined]
+            for column in (*batch[:2], *batch[3:5])
+        )
+        with torch.enable_grad():  # the host validates under no_grad
+            host_losses = super()._get_losses(batch[:3], *args, **kwargs)  # type: ignore[misc]
+            gradient = self._surrogate_gradient(theta, x, create_graph=training)
+            ell = score_losses(gradient, score, mask, self._whitening, self._rho)
+            if training and self._pairs is not None:
+                ell = ell + self._pair_losses(x, batch[5])
+        assert_all_finite(ell, f"{type(self).__name__} score loss")
+        host_loss = host_losses.mean()
+        if training:
+            parameters = [p for p in self._neural_net.parameters() if p.requires_grad]  # type: ignore[attr-defined]
+            w = self._weighting.weights(host_loss, ell, parameters).detach()  # type: ignore[union-attr]
+            self._last_weights = self._score_gain * w
+            return host_losses + (self._last_weights * ell).sum()
+        self._note_validation(host_loss, gradient, score, mask)
+        return (host_losses + ell.sum()).detach()
+
+    def _surrogate_gradient(
+        self, theta: Tensor, x: Tensor, create_graph: bool = False
+    ) -> Tensor:
+        """Return grad_theta f(theta, x) `(batch, dim_theta)` of the current network."""
+        leaf = theta.detach().clone().requires_grad_()
+        f = self._log_density(self._neural_net, leaf, x)  # type: ignore[attr-defined]
+        return torch.autograd.grad(f.sum(), leaf, create_graph=create_graph)[0]
+
+    def _pair_losses(self, x: Tensor, rows: Tensor) -> Tensor:
+        """Return ell `(dim_theta,)` over pairs beyond the simulated ones."""
+        assert self._pairs is not None
+        theta, score, mask = (c.to(x.device) for c in self._pairs.draw(rows))
+        gradient = self._surrogate_gradient(theta, x, create_graph=True)
+        return score_losses(gradient, score, mask, self._whitening, self._rho)
+
+    # --- after training --------------------------------------------------------------
+
+    def surrogate_score(self, theta: Tensor, x: Tensor) -> Tensor:
+        """Return the score that the trained network implies, grad_theta f(theta, x).
+
+        Args:
+            theta: `(batch, dim_theta)`.
+            x: `(batch, *shape_x)`.
+
+        Returns:
+            `(batch, dim_theta)`.
+
+        Raises:
+            InvalidStateError: Before training.
+            InvalidInputError: Different numbers of rows.
+        """
+        if self._neural_net is None:  # type: ignore[attr-defined]
+            raise InvalidStateError(
+                "surrogate_score: expected a trained network, got none. Call train() "
+                "first."
+            )
+        if len(theta) != len(x):
+            raise InvalidInputError(
+                f"theta and x: expected one row each a pair, got {len(theta)} and "
+                f"{len(x)} rows."
+            )
+        with torch.enable_grad():
+            return self._surrogate_gradient(
+                theta.to(self._device),
+                x.to(self._device),  # type: ignore[attr-defined]
+            )
+
+    def fisher_information(self, theta: Tensor, x: Tensor) -> Tensor:
+        """Return the mean of s s' over pairs, s the surrogate's score.
+
+        With all rows of theta equal and x simulated there this estimates the Fisher
+        information at theta; with theta from the prior, its prior expectation.
+
+        Args:
+            theta: `(batch, dim_theta)`.
+            x: `(batch, *shape_x)`, simulated at theta.
+
+        Returns:
+            `(dim_theta, dim_theta)`, in units of 1 / (theta theta').
+
+        Raises:
+            InvalidStateError, InvalidInputError: As in `surrogate_score`.
+        """
+        score = self.surrogate_score(theta, x)
+        return score.T @ score / len(score)
+
+
+def _resolve_score_loss(
+    score_loss: str | Callable[[Tensor], Tensor], score_kinds: Sequence[str]
+) -> Callable[[Tensor], Tensor]:
+    if isinstance(score_loss, str) and score_loss in SCORE_LOSSES:
+        if score_loss != "square" and "joint" in score_kinds:
+            raise InvalidInputError(
+                f"score_loss: expected 'square' for joint scores, got {score_loss!r}: "
+                "only the squared loss has the exact score as its minimiser there."
+            )
+        return SCORE_LOSSES[score_loss]
+    if callable(score_loss):
+        probe = torch.zeros(3, 2)
+        if getattr(score_loss(probe), "shape", None) != probe.shape:
+            raise InvalidInputError(
+                "score_loss: expected a function that keeps the shape (batch, "
+                "dim_theta) of its residuals; it changed the shape of a (3, 2) input."
+            )
+        return score_loss
+    raise InvalidInputError(
+        f"score_loss: expected one of {tuple(SCORE_LOSSES)} or a function of the "
+        f"residuals, got {score_loss!r}."
+    )
+
+
+def _require_positive(name: str, value: float, integer: bool = False) -> None:
+    kinds = int if integer else (int, float)
+    if isinstance(value, bool) or not isinstance(value, kinds):
+        raise InvalidTypeError(
+            f"{name}: expected a positive {'integer' if integer else 'number'}, got "
+            f"{value!r}."
+        )
+    if not 0 < value < float("inf"):
+        raise InvalidInputError(f"{name}: expected a positive number, got {value!r}.")
