@@ -78,9 +78,9 @@ class ScoreTerm(ScoreMonitor, SteadyTraining, ScoreCarrier):
         if part is not None:
             raise InvalidInputError(
                 "score: expected a network that is smooth in theta, got a piecewise-"
-                f"linear one ({part}), whose score cannot be trained. Leave the network "
-                "at its default, or build it with smooth activations such as SiLU "
-                "(smooth_classifier_nn for ratio estimation)."
+                f"linear one ({part}), whose score cannot be trained. Leave the "
+                "network at its default, or build it with smooth activations such as "
+                "SiLU (smooth_classifier_nn for ratio estimation)."
             )
         self._smooth = True
 

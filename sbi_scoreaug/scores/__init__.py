@@ -1,8 +1,8 @@
 """Where scores come from and how they travel beside their simulations.
 
 `simulate` and `autodiff` produce them, `check` tests them against the simulations,
-`carrier` takes them through a trainer of sbi, `loaders` into its batches. All methods of
-this package share this one data path.
+`carrier` takes them through a trainer of sbi, `loaders` into its batches. All methods
+of this package share this one data path.
 """
 
 from sbi_scoreaug.scores.autodiff import score_from_log_prob, transform_score
