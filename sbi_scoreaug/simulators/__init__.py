@@ -8,23 +8,35 @@ offer `prior`, `dim_theta`, `shape_x`, a call that simulates, `log_prob`, `score
 """
 
 from sbi_scoreaug.simulators.base import BoxSimulator, ScoredSimulator
+from sbi_scoreaug.simulators.bounded_linear_gaussian import BoundedLinearGaussian
+from sbi_scoreaug.simulators.gaussian_gaussian import GaussianGaussian
+from sbi_scoreaug.simulators.gaussian_mixture_likelihood import (
+    GaussianMixtureLikelihood,
+)
 from sbi_scoreaug.simulators.gaussian_process import GaussianProcessField
 from sbi_scoreaug.simulators.grid import GridPosterior, theta_grid
 from sbi_scoreaug.simulators.linear_gaussian import LinearGaussian
+from sbi_scoreaug.simulators.linear_mixture import LinearGaussianMixture
 from sbi_scoreaug.simulators.normal_location_scale import NormalLocationScale
+from sbi_scoreaug.simulators.sign_flip import SignFlip
 from sbi_scoreaug.simulators.sis_network import SISNetwork
 from sbi_scoreaug.simulators.sis_population import SISPopulation
 from sbi_scoreaug.simulators.student_t import StudentTField
 
 __all__ = [
+    "BoundedLinearGaussian",
     "BoxSimulator",
+    "GaussianGaussian",
+    "GaussianMixtureLikelihood",
     "GaussianProcessField",
     "GridPosterior",
     "LinearGaussian",
+    "LinearGaussianMixture",
     "NormalLocationScale",
     "SISNetwork",
     "SISPopulation",
     "ScoredSimulator",
+    "SignFlip",
     "StudentTField",
     "theta_grid",
 ]
