@@ -1,0 +1,145 @@
+r"""One posterior score from many: the score of a set of observations.
+
+    p(theta|x_1..x_n)  proportional to  p(theta)^(1-n) prod_j p(theta|x_j)
+
+In coordinates where the prior is N(0, I) and s_j = grad log p_t(theta|x_j), the score
+composed at noise level t with the diffused prior is
+
+    U(theta, t) = (n - 1) theta + sum_j s_j = -theta + sum_j (s_j + theta)
+
+The second form adds n differences that are small where an observation says little. It
+is accumulated in float64 over chunks of particles and of observations, so memory does
+not grow with n. U is the exact posterior score at t = 0 only: at t > 0 diffusing does
+not commute with multiplying, which is what `samplers` have to deal with.
+
+Two options for large n. *Minibatch*: the sum over n is replaced by n/b times a sum over
+b random observations, anew at every call: unbiased and noisy. *Damping* d(t): the sum
+is multiplied by d(t), as if there were n d(t) observations; d(0) = 1 leaves the target
+as it is, d < 1 at large t keeps the error of many network scores from adding up there.
+
+References: Geffner, Papamakarios & Mnih (2023), arXiv 2209.14249, section 4. Damping:
+Arruda et al. (2025), arXiv 2505.14429.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from sbi_scoreaug.errors import InvalidInputError, InvalidTypeError
+
+PosteriorScore = Callable[[Tensor, float, Tensor], Tensor]
+
+
+class ComposedScore:
+    """The score of p(theta|x_1..x_n) at any noise level, in bounded memory.
+
+    Args:
+        posterior_score: `(theta (batch, dim), t, x (m, *shape)) -> (batch, m, dim)`,
+            the scores of single observations where the prior is N(0, I).
+        x: The set `(n, *shape)`; embedded observations, if `posterior_score` takes
+            such.
+        rows_at_once: Pairs of a particle and an observation that are worked on
+            together; bounds the memory.
+        minibatch: Number of observations drawn at each call; None for all.
+        damping: Function of t with values in (0, 1]; None for 1.
+
+    Attributes:
+        num_observations: n.
+        evaluations: How often the composed score has been computed.
+
+    Raises:
+        InvalidInputError: If the set is empty or not finite, or a number is out of
+            range.
+        InvalidTypeError: If `posterior_score` cannot be called.
+
+    Example:
+        >>> x = torch.tensor([[0.0], [1.0]])
+        >>> single = lambda theta, t, x: -2 * (theta[:, None] - x / 2)  # N(x/2, 1/2)
+        >>> score = ComposedScore(single, x)
+        >>> score(torch.zeros(1, 1), 0.0)
+        tensor([[1.]], dtype=torch.float64)
+    """
+
+    def __init__(
+        self,
+        posterior_score: PosteriorScore,
+        x: Tensor,
+        *,
+        rows_at_once: int = 16384,
+        minibatch: int | None = None,
+        damping: Callable[[float], float] | None = None,
+    ) -> None:
+        if not callable(posterior_score):
+            raise InvalidTypeError(
+                "posterior_score: expected a function (theta, t, x), got "
+                f"{type(posterior_score).__name__}."
+            )
+        require_set(x)
+        require_count("rows_at_once", rows_at_once)
+        if minibatch is not None:
+            require_count("minibatch", minibatch)
+        self.posterior_score, self.x = posterior_score, x
+        self.num_observations = len(x)
+        self.rows_at_once, self.minibatch = rows_at_once, minibatch
+        self.damping = damping
+        self.evaluations = 0
+
+    def effective_size(self, t: float) -> float:
+        """Return n d(t), the number of observations that count at time t."""
+        if self.damping is None:
+            return float(self.num_observations)
+        factor = float(self.damping(t))
+        if not 0 < factor <= 1:
+            raise InvalidInputError(
+                f"damping: expected values in (0, 1], got {factor} at t = {t}."
+            )
+        return self.num_observations * factor
+
+    def __call__(self, theta: Tensor, t: float) -> Tensor:
+        """Return U `(batch, dim)`, float64, at `theta (batch, dim)` and time `t`."""
+        return self.effective_size(t) * self.mean_excess(theta, t) - theta
+
+    @torch.no_grad()
+    def mean_excess(self, theta: Tensor, t: float) -> Tensor:
+        """Return the mean over observations of s_j + theta, `(batch, dim)`."""
+        self.evaluations += 1
+        x = self.x
+        if self.minibatch is not None and self.minibatch < len(x):
+            x = x[torch.randperm(len(x), device=x.device)[: self.minibatch]]
+        total = torch.zeros(theta.shape, dtype=torch.float64, device=theta.device)
+        start = 0
+        for rows in theta.split(self.rows_at_once):
+            part = total[start : start + len(rows)]
+            for observations in x.split(max(1, self.rows_at_once // len(rows))):
+                scores = self.posterior_score(rows, t, observations)
+                part += scores.double().sum(1) + len(observations) * rows
+            start += len(rows)
+        return total / len(x)
+
+
+def require_set(x: Tensor) -> None:
+    """Raise unless `x` is a finite set of at least one observation."""
+    if not isinstance(x, Tensor):
+        raise InvalidTypeError(
+            f"x: expected a tensor (n, *shape_x), got {type(x).__name__}."
+        )
+    if x.ndim < 1 or len(x) == 0:
+        raise InvalidInputError(
+            f"x: expected at least one observation, got shape {tuple(x.shape)}. With "
+            "none the posterior is the prior: sample that."
+        )
+    bad = (~x.reshape(len(x), -1).isfinite().all(1)).nonzero().flatten().tolist()
+    if bad:
+        raise InvalidInputError(
+            f"x: expected finite observations, got NaN or infinity in rows {bad[:10]}. "
+            "Leave these observations out."
+        )
+
+
+def require_count(name: str, value: int) -> None:
+    """Raise unless `value` is an integer of at least 1."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise InvalidTypeError(f"{name}: expected an integer, got {value!r}.")
+    if value < 1:
+        raise InvalidInputError(f"{name}: expected 1 or more, got {value}.")

@@ -1,0 +1,69 @@
+"""What a sampler did, and what went wrong on the way.
+
+A sampler of a composed score has no likelihood to be checked against, so it counts:
+how often the score was evaluated, how many proposals were accepted, how many particles
+or covariances had to be repaired. Large repairs mean a score that cannot be trusted.
+"""
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from sbi_scoreaug.errors import InvalidStateError
+
+
+@dataclass
+class SamplerDiagnostics:
+    """Counts of one sampler call.
+
+    Attributes:
+        sampler: Name of the sampler.
+        num_observations: Size n of the set.
+        evaluations: Evaluations of the composed score.
+        acceptance: Accepted fraction of the last Metropolis steps; None without any.
+        step: Last step size of the Metropolis steps; None without any.
+        num_rescued: Outliers that were replaced during the polish.
+        num_replaced: Non-finite particles that were replaced, over all steps.
+        clipped_fraction: Covariance eigenvalues that were wider than the prior or
+            degenerate, averaged over steps.
+        messages: What the sampler warned of.
+    """
+
+    sampler: str
+    num_observations: int
+    evaluations: int = 0
+    acceptance: float | None = None
+    step: float | None = None
+    num_rescued: int = 0
+    num_replaced: int = 0
+    clipped_fraction: float = 0.0
+    messages: list[str] = field(default_factory=list)
+
+    def replace_non_finite(self, theta: Tensor) -> Tensor:
+        """Replace non-finite particles by random finite ones, and count them.
+
+        Args:
+            theta: Particles `(num_particles, dim)`.
+
+        Returns:
+            Finite particles of the same shape.
+
+        Raises:
+            InvalidStateError: If more than half of the particles are not finite.
+        """
+        finite = theta.isfinite().all(1)
+        num_bad = int((~finite).sum())
+        if num_bad == 0:
+            return theta
+        if 2 * num_bad > len(theta):
+            raise InvalidStateError(
+                f"{self.sampler}: expected finite particles, got {num_bad} of "
+                f"{len(theta)} that are not. The posterior score is not finite, or the "
+                "steps diverge: train longer, or take another sampler or smaller steps."
+            )
+        self.num_replaced += num_bad
+        choice = torch.randint(int(finite.sum()), (num_bad,), device=theta.device)
+        theta = theta.clone()
+        theta[~finite] = theta[finite][choice]
+        return theta
