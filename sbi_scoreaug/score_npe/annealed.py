@@ -1,25 +1,29 @@
 r"""The paper's two samplers: annealed Langevin (Algorithm 1) and composed steps (2).
 
-Both use T levels t_i = i/T with alpha_i = (m_i / m_{i-1})^2, the bridging densities
+Both use T levels t_i = i/T with alpha_i = (m_i / m_{i-1})^2, the first also densities
 
     p_i(theta) proportional to p(theta)^((1-n)(T-i)/T) prod_j p_{t_i}(theta|x_j)
 
-whose score is U_i = (n - 1)(1 - i/T) theta + sum_j s_j where the prior is N(0, I), and
-start from N(0, I/n).
+whose score is U_i = (n - 1)(1 - i/T) theta + sum_j s_j where the prior is N(0, I).
 
-*Algorithm 1*: L steps theta <- theta + (delta_i / 2) U_i + sqrt(delta_i) xi a level,
+*Algorithm 1* starts from N(0, I/n). L steps theta <- theta + (delta_i / 2) U_i + sqrt(delta_i) xi a level,
 delta_i = step (1 - alpha_i) / sqrt(alpha_i). Unadjusted: the spread is exact only for
 small steps, and a step diverges once delta_i n > 4. `shrink_steps` bounds it by 2 / n.
 
-*Algorithm 2*: the n denoising kernels N(mu_j, b_i), mu_j = (theta + beta_i s_j) /
-sqrt(alpha_i), b_i = beta_i s_{i-1}^2 / s_i^2, beta_i = 1 - alpha_i, are multiplied with
-the prior's power, linearised:
+*Algorithm 2* starts from N(0, I), and multiplies the n denoising kernels
+N(mu_j, beta_i) with the power 1 - n of the prior's, N(mu_0, beta_i):
 
-    theta <- mean_j mu_j + (b_i / n)(n - 1)(1 - i/T) theta + sqrt(b_i / n) xi
+    mu_j = (theta + beta_i s_j) / sqrt(alpha_i),   mu_0 = (theta - beta_i theta) / same
+    beta_i = 1 - alpha_i
+    theta <- sum_j mu_j + (1 - n) mu_0 + sqrt(beta_i) xi,   no noise at i = 1
 
-*Known limit of Algorithm 2.* It is exact at n = 1 only. For large n a step moves by
-(b/n) U with noise of variance b/n, half of the 2 b/n that would leave exp(int U)
-invariant: its spread tends to 1/sqrt(2) of the truth, with exact scores and any T.
+which is one step along U. It is unstable where beta_i U doubles theta: `num_levels` is
+raised to 2 n, with a warning.
+
+*Known limit of Algorithm 2.* It is exact at n = 1 only. For large n the levels change
+slowly compared with the contraction of U, and a step moves by beta U with noise of
+variance beta, half of the 2 beta that would leave exp(int U) invariant: the spread tends to
+1/sqrt(2) of the truth, with exact scores and any T.
 
 Reference: Geffner, Papamakarios & Mnih (2023), arXiv 2209.14249, Algorithms 1 and 2.
 """
@@ -113,7 +117,7 @@ def composed(
         num_particles: Number of samples.
         dim: Number of parameters.
         diagnostics: Takes the number of replaced particles.
-        num_levels: T.
+        num_levels: T; at least 2 n are used.
         progress: Called after every level.
 
     Returns:
@@ -124,16 +128,21 @@ def composed(
     """
     require_count("num_levels", num_levels)
     n = score.num_observations
+    if num_levels < 2 * n:
+        message = (
+            f"num_levels: {num_levels} are too few for {n} observations, the steps "
+            f"would diverge. {2 * n} are used."
+        )
+        warn(message)
+        diagnostics.messages.append(message)
+        num_levels = 2 * n
     alphas = _alphas(schedule, num_levels)
-    theta = torch.randn(num_particles, dim, dtype=torch.float64) / n**0.5
+    theta = torch.randn(num_particles, dim, dtype=torch.float64)
     for i in range(num_levels, 0, -1):
-        t1, t0 = i / num_levels, (i - 1) / num_levels
         alpha, beta = alphas[i - 1], 1 - alphas[i - 1]
-        noise = beta * (schedule.std(t0) / schedule.std(t1)) ** 2 / n
-        mean_score = score.mean_excess(theta, t1) - theta
-        centre = (theta + beta * mean_score) / alpha**0.5
-        prior = (n - 1) * (1 - i / num_levels) * theta
-        theta = centre + noise * prior + noise**0.5 * torch.randn_like(theta)
+        theta = (theta + beta * score(theta, i / num_levels)) / alpha**0.5
+        if i > 1:
+            theta = theta + beta**0.5 * torch.randn_like(theta)
         theta = diagnostics.replace_non_finite(theta)
         progress()
     return theta

@@ -22,6 +22,7 @@ class SamplerDiagnostics:
         num_observations: Size n of the set.
         evaluations: Evaluations of the composed score.
         acceptance: Accepted fraction of the last Metropolis steps; None without any.
+        jump_acceptance: Accepted fraction of jumps between modes; None without any.
         step: Last step size of the Metropolis steps; None without any.
         num_rescued: Outliers that were replaced during the polish.
         num_replaced: Non-finite particles that were replaced, over all steps.
@@ -34,6 +35,7 @@ class SamplerDiagnostics:
     num_observations: int
     evaluations: int = 0
     acceptance: float | None = None
+    jump_acceptance: float | None = None
     step: float | None = None
     num_rescued: int = 0
     num_replaced: int = 0

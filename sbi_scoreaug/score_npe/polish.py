@@ -115,9 +115,11 @@ class Polish:
         self.value = self.score(self.theta)
 
 
-def line_integral(score: SetScore, start: Tensor, end: Tensor) -> Tensor:
+def line_integral(
+    score: SetScore, start: Tensor, end: Tensor, num_nodes: int = NUM_NODES
+) -> Tensor:
     """Return log p(end) - log p(start) `(batch,)` by Gauss-Legendre quadrature."""
-    nodes, weights = np.polynomial.legendre.leggauss(NUM_NODES)
+    nodes, weights = np.polynomial.legendre.leggauss(num_nodes)
     total = torch.zeros(len(start), dtype=start.dtype, device=start.device)
     for node, weight in zip(nodes, weights, strict=True):
         at = start + (1 + node) / 2 * (end - start)

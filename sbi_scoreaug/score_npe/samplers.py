@@ -4,7 +4,9 @@ Which sampler when, with n the number of observations:
 
 auto      (default) the descent of `descent` on `gauss.MeanGauss`: 23 evaluations of the
           composed score at any n. With `polish=True`, for scores that can be trusted at
-          small noise, 12 Metropolis steps (`polish`) follow: 61 in all.
+          small noise, 12 Metropolis steps (`polish`) follow: 61 in all. With
+          `jump=True`, for scores that can be trusted between modes too, modes get
+          their right masses: 97 in all.
 gauss     the same descent in 50 steps, with one pilot covariance for each observation:
           n pilot runs. For few observations of very different precision.
 langevin  the paper's Algorithm 1, 20,000 evaluations: slow, faithful to the paper.
@@ -29,6 +31,7 @@ from sbi_scoreaug.score_npe.composition import ComposedScore, require_count
 from sbi_scoreaug.score_npe.descent import descend
 from sbi_scoreaug.score_npe.diagnostics import SamplerDiagnostics
 from sbi_scoreaug.score_npe.gauss import MeanGauss, ObservationGauss
+from sbi_scoreaug.score_npe.jumps import jump as independence_jumps
 from sbi_scoreaug.score_npe.polish import Polish
 from sbi_scoreaug.score_npe.schedule import VPSchedule
 
@@ -43,6 +46,7 @@ def auto(
     *,
     diagnostics: SamplerDiagnostics,
     polish: bool = False,
+    jump: bool = False,
     num_steps: int = 20,
     t_last: float = 0.01,
     polish_steps: tuple[int, int] = (8, 4),
@@ -56,8 +60,9 @@ def auto(
         num_particles: Number of samples; at least max(300, 10 dim) are run.
         dim: Number of parameters.
         diagnostics: Takes acceptance, step, rescued and clipped counts.
-        polish: Whether the score can be trusted at `t_last`. Ignored at n = 1, where
-            the descent has no systematic error.
+        polish: Whether the score can be trusted at `t_last`.
+        jump: Whether the score can be trusted between modes too: then 3 jumps of each
+            particle take the place of the rescue, and 97 evaluations are made.
         num_steps: Steps of the descent.
         t_last: The last noise level; (s/m)^2 there should be at most .01 of the
             smallest variance given one observation.
@@ -84,12 +89,15 @@ def auto(
         t_last=t_last,
         progress=progress,
     )
-    if polish and score.num_observations > 1:
+    if polish:
         m = schedule.mean(t_last)
         chains = Polish(lambda at: score(at, t_last), m * theta, diagnostics)
         first, second = polish_steps
         chains.metropolis(first)
-        chains.rescue()
+        if jump:
+            diagnostics.jump_acceptance = independence_jumps(chains)
+        else:
+            chains.rescue()
         chains.metropolis(second)
         theta = diagnostics.replace_non_finite(chains.theta) / m
         _warn_low_acceptance(diagnostics)
