@@ -6,9 +6,13 @@ Both use T levels t_i = i/T with alpha_i = (m_i / m_{i-1})^2, the first also den
 
 whose score is U_i = (n - 1)(1 - i/T) theta + sum_j s_j where the prior is N(0, I).
 
-*Algorithm 1* starts from N(0, I/n). L steps theta <- theta + (delta_i / 2) U_i + sqrt(delta_i) xi a level,
-delta_i = step (1 - alpha_i) / sqrt(alpha_i). Unadjusted: the spread is exact only for
-small steps, and a step diverges once delta_i n > 4. `shrink_steps` bounds it by 2 / n.
+*Algorithm 1* starts from N(0, I/n), and makes L steps a level,
+
+    theta <- theta + (delta_i / 2) U_i + sqrt(delta_i) xi
+
+with delta_i = step (1 - alpha_i) / sqrt(alpha_i). Unadjusted: the spread is exact only
+for small steps, and a step diverges once delta_i n > 4. `shrink_steps` bounds it by
+2 / n.
 
 *Algorithm 2* starts from N(0, I), and multiplies the n denoising kernels
 N(mu_j, beta_i) with the power 1 - n of the prior's, N(mu_0, beta_i):
@@ -22,8 +26,8 @@ raised to 2 n, with a warning.
 
 *Known limit of Algorithm 2.* It is exact at n = 1 only. For large n the levels change
 slowly compared with the contraction of U, and a step moves by beta U with noise of
-variance beta, half of the 2 beta that would leave exp(int U) invariant: the spread tends to
-1/sqrt(2) of the truth, with exact scores and any T.
+variance beta, half of the 2 beta that would leave exp(int U) invariant: the spread
+tends to 1/sqrt(2) of the truth, with exact scores and any T.
 
 Reference: Geffner, Papamakarios & Mnih (2023), arXiv 2209.14249, Algorithms 1 and 2.
 """

@@ -1,0 +1,233 @@
+r"""The estimator: sbi's VP score estimator in coordinates where the prior is N(0, I).
+
+Trained by denoising score matching,
+
+    min E w(t) | posterior_score(z_t, t, x) + e / s |^2,    z_t = m z + s e
+
+over simulated pairs, e ~ N(0, I) and levels drawn half uniformly in t, half in
+log (s/m): its minimiser is grad log p_t(z_t|x). The weight w makes the variance of the
+target about the same at all levels (`PosteriorScoreNet.loss_weight`).
+
+To the host, these coordinates are those of its own composed standardisation: `to_z`
+before the network, `from_z` behind it.
+
+References: Vincent (2011), Neural Computation 23, 1661-1674; Geffner, Papamakarios &
+Mnih (2023), arXiv 2209.14249.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from sbi.neural_nets.estimators.score_estimator import VPScoreEstimator
+from sbi.neural_nets.factory import posterior_score_nn
+from torch import Tensor, nn
+from torch.distributions import Distribution
+
+from sbi_scoreaug.errors import InvalidInputError, InvalidTypeError
+from sbi_scoreaug.score_npe.coordinates import NormalCoordinates, normal_coordinates
+from sbi_scoreaug.score_npe.network import PosteriorScoreNet
+from sbi_scoreaug.score_npe.schedule import VPSchedule
+
+PARAMETRIZATIONS = ("bounded", "noise")
+
+
+class FactorizedScoreEstimator(VPScoreEstimator):
+    """Posterior score of one observation, ready to be composed for sets.
+
+    Args:
+        net: A `PosteriorScoreNet`, or the host's VP score estimator to be wrapped.
+        coordinates: The map to coordinates in which the prior is N(0, I).
+        condition_shape: Shape of one observation.
+        dim: Number of parameters.
+    """
+
+    coordinates: NormalCoordinates
+
+    def __init__(
+        self,
+        net: nn.Module,
+        coordinates: NormalCoordinates,
+        condition_shape: torch.Size,
+        dim: int,
+    ) -> None:
+        rates = {}
+        if isinstance(net, VPScoreEstimator):
+            rates = {"beta_min": net.beta_min, "beta_max": net.beta_max}
+        super().__init__(net, torch.Size([dim]), condition_shape, **rates)  # type: ignore[arg-type]
+        self._embedding_net = getattr(net, "embedding_net", None) or nn.Identity()
+        self.coordinates = coordinates
+        self.register_buffer("_compose_standardization", torch.tensor(True))
+
+    @property
+    def schedule(self) -> VPSchedule:
+        """The noise levels, for the samplers."""
+        return VPSchedule(self.beta_min, self.beta_max)
+
+    def to_z(self, theta: Tensor) -> Tensor:
+        """Return coordinates `(..., dim)` in which the prior is N(0, I)."""
+        return self.coordinates.to_normal(theta)
+
+    def from_z(self, z: Tensor) -> Tensor:
+        """Return parameters `(..., dim)`, inside the prior's support."""
+        return self.coordinates.from_normal(z)
+
+    def forward(
+        self, input: Tensor, condition: Tensor, time: Tensor, **kwargs: Any
+    ) -> Tensor:
+        """Return the posterior score at coordinates z_t.
+
+        Args:
+            input: z_t `(..., dim)`.
+            condition: x `(..., *shape_x)`, leading dimensions that broadcast.
+            time: `(...)`, dimensions that broadcast.
+            kwargs: Unused; the host's signature.
+
+        Returns:
+            Scores with the broadcast leading dimensions, `(..., dim)`.
+        """
+        if not isinstance(self.net, PosteriorScoreNet):
+            return self.net(input=input, condition=condition, time=time)
+        lead = condition.shape[: condition.ndim - len(self.condition_shape)]
+        features = self.net.embed(condition.reshape(-1, *self.condition_shape))
+        features = features.reshape(*lead, -1)
+        batch = torch.broadcast_shapes(input.shape[:-1], lead)
+        z = input.expand(*batch, -1).reshape(-1, input.shape[-1])
+        features = features.expand(*batch, -1).reshape(len(z), -1)
+        time = time.expand(batch).reshape(-1)
+        m, s = self.mean_t_fn(time), self.std_fn(time)
+        score = self.net.pairs(z, features, m, s) - z
+        return score.reshape(*batch, -1)
+
+    def embed(self, x: Tensor) -> Tensor:
+        """Return what `set_score` takes of `x (n, *shape_x)`: embedded once a call."""
+        return self.net.embed(x) if isinstance(self.net, PosteriorScoreNet) else x
+
+    @torch.no_grad()
+    def set_score(self, z: Tensor, t: float, embedded: Tensor) -> Tensor:
+        """Return the scores of all observations at all particles.
+
+        Args:
+            z: z_t `(batch, dim)`.
+            t: The time, one for all.
+            embedded: From `embed`, `(n, ...)`.
+
+        Returns:
+            `(batch, n, dim)`.
+        """
+        rows = z.to(self._mean_base.dtype)
+        time = torch.tensor([t], dtype=rows.dtype, device=rows.device)
+        if not isinstance(self.net, PosteriorScoreNet):
+            return self.net(input=rows[:, None], condition=embedded, time=time)
+        m, s = self.mean_t_fn(time), self.std_fn(time)
+        return self.net.all_pairs(rows, embedded, m, s) - rows[:, None]
+
+    def loss(
+        self,
+        input: Tensor,
+        condition: Tensor,
+        times: Tensor | None = None,
+        **kwargs: Any,
+    ) -> Tensor:
+        """Return the denoising losses `(batch,)` of parameters and simulations.
+
+        Args:
+            input: theta `(batch, dim)`.
+            condition: x `(batch, *shape_x)`.
+            times: `(batch,)`; None to draw them.
+            kwargs: Of the host's loss, for a network of the host.
+        """
+        if not isinstance(self.net, PosteriorScoreNet):
+            return self.net.loss(self.to_z(input), condition, times, **kwargs)  # type: ignore[operator]
+        z = self.to_z(input)
+        times = self.train_schedule(len(z)) if times is None else times
+        times = times.to(z.device)
+        m, s = self.mean_t_fn(times), self.std_fn(times)
+        noise = torch.randn_like(z)
+        score = self.forward(m * z + s * noise, condition, times)
+        weight = self.net.loss_weight(m, s)
+        return (weight * (score + noise / s) ** 2).sum(-1)
+
+    def train_schedule(
+        self, num_samples: int, t_min: float | None = None, t_max: float | None = None
+    ) -> Tensor:
+        """Return times `(num_samples,)`, half uniform in t, half in log (s/m)."""
+        t_min = self.t_min if t_min is None else t_min
+        t_max = self.t_max if t_max is None else t_max
+        u = torch.rand(num_samples, device=self._mean_base.device)
+        uniform = t_min + (t_max - t_min) * u
+        low, high = (
+            torch.tensor(self.schedule.noise_to_signal(t)) for t in (t_min, t_max)
+        )
+        exponent = torch.log1p((low.log() + (high / low).log() * u).exp())
+        slope = self.beta_max - self.beta_min
+        root = (self.beta_min**2 + 2 * slope * exponent).sqrt()
+        spaced = 2 * exponent / (self.beta_min + root)
+        half = torch.arange(num_samples, device=u.device) % 2 == 0
+        return torch.where(half, uniform, spaced)
+
+
+class FactorizedScoreBuilder:
+    """Builds the estimator from training rows, as the host's builders do.
+
+    Args:
+        prior: The prior.
+        model: "factorized" for the network of this package, or a name or builder that
+            `NPSE` takes; the latter are given coordinates z in place of theta.
+        parametrization: "bounded" or "noise"; for "factorized" only.
+        embedding_net: Embeds x; None to flatten it.
+        num_hidden: Width of the layers.
+        num_blocks: Residual blocks of each part.
+
+    Raises:
+        InvalidInputError: If a name is not known.
+    """
+
+    def __init__(
+        self,
+        prior: Distribution | None,
+        model: str | Callable[..., nn.Module] = "factorized",
+        *,
+        parametrization: str = "bounded",
+        embedding_net: nn.Module | None = None,
+        num_hidden: int = 128,
+        num_blocks: int = 2,
+    ) -> None:
+        if parametrization not in PARAMETRIZATIONS:
+            raise InvalidInputError(
+                f"parametrization: expected one of {PARAMETRIZATIONS}, got "
+                f"{parametrization!r}."
+            )
+        self.coordinates = normal_coordinates(prior)
+        self.model, self.parametrization = model, parametrization
+        self.embedding_net = embedding_net
+        self.num_hidden, self.num_blocks = num_hidden, num_blocks
+
+    def __call__(self, theta: Tensor, x: Tensor) -> FactorizedScoreEstimator:
+        """Return an estimator for `theta (batch, dim)` and `x (batch, *shape_x)`."""
+        z = self.coordinates.to_normal(theta)
+        net: nn.Module
+        if self.model == "factorized":
+            net = PosteriorScoreNet(
+                z,
+                x,
+                embedding_net=self.embedding_net,
+                num_hidden=self.num_hidden,
+                num_blocks=self.num_blocks,
+                parametrization=self.parametrization,
+            )
+        else:
+            builder = self.model
+            if isinstance(builder, str):
+                options: dict[str, Any] = {}
+                if self.embedding_net is not None:
+                    options["embedding_net"] = self.embedding_net
+                builder = posterior_score_nn(model=builder, sde_type="vp", **options)  # type: ignore[arg-type]
+            net = builder(z, x)
+            if not isinstance(net, VPScoreEstimator):
+                raise InvalidTypeError(
+                    "vf_estimator: expected a builder of VP score estimators, got a "
+                    f"{type(net).__name__}. Build it with posterior_score_nn(..., "
+                    "sde_type='vp')."
+                )
+        return FactorizedScoreEstimator(net, self.coordinates, x.shape[1:], z.shape[1])

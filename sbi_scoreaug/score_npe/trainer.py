@@ -1,0 +1,241 @@
+r"""ScoreNPE: a trainer of sbi whose posterior takes any number of observations.
+
+    p(theta|x_1..x_n)  proportional to  p(theta)^(1-n) prod_j p(theta|x_j)
+
+The network learns the posterior score of *single* observations, from as many
+simulations as `NPSE` needs; sets are composed when sampling (`composition`,
+`samplers`). It sees coordinates in which the prior is N(0, I) (`coordinates`).
+
+Reference: Geffner, Papamakarios & Mnih (2023), Compositional score modeling for
+simulation-based inference, arXiv 2209.14249.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+from sbi.inference import NPSE
+from torch import nn
+from torch.distributions import Distribution
+
+from sbi_scoreaug.errors import InvalidInputError, InvalidTypeError
+from sbi_scoreaug.score_npe.composition import require_count
+from sbi_scoreaug.score_npe.estimator import (
+    FactorizedScoreBuilder,
+    FactorizedScoreEstimator,
+)
+from sbi_scoreaug.score_npe.posterior import FactorizedPosterior, require_sampler
+from sbi_scoreaug.score_npe.training import AveragedTraining
+
+HOST_MODELS = ("mlp", "ada_mlp", "transformer", "transformer_cross_attn")
+
+
+class ScoreNPE(AveragedTraining, NPSE):
+    """Factorized neural posterior score estimation.
+
+    All other arguments as in `sbi.inference.NPSE`.
+
+    Args:
+        prior: Prior over theta; needed, since sets divide by it.
+        vf_estimator: "factorized" for this package's network, or a name or builder that
+            `NPSE` takes (of VP score estimators).
+        sde_type: "vp", the only one whose diffused prior stays N(0, I).
+        parametrization: "bounded", or the paper's "noise"; for "factorized" only.
+        embedding_net: Embeds x `(batch, *shape_x)` to `(batch, num_features)`.
+        num_hidden: Width of the network.
+        num_blocks: Residual blocks of each of its parts.
+
+    Raises:
+        InvalidTypeError, InvalidInputError: If the prior cannot be mapped to N(0, I),
+            or an argument is out of range.
+
+    Example:
+        >>> import torch
+        >>> _ = torch.manual_seed(0)
+        >>> prior = torch.distributions.MultivariateNormal(torch.zeros(2), torch.eye(2))
+        >>> theta = prior.sample((500,))
+        >>> x = theta + torch.randn_like(theta)
+        >>> trainer = ScoreNPE(prior, show_progress_bars=False)
+        >>> _ = trainer.append_simulations(theta, x).train(num_steps=20)
+        >>> posterior = trainer.build_posterior()
+        >>> x_set = torch.randn(8, 2) + 1
+        >>> posterior.sample((100,), x=x_set, show_progress_bars=False).shape
+        torch.Size([100, 2])
+    """
+
+    def __init__(
+        self,
+        prior: Distribution | None = None,
+        vf_estimator: str | Callable[..., nn.Module] = "factorized",
+        score_estimator: str | Callable[..., nn.Module] | None = None,
+        density_estimator: Callable[..., nn.Module] | None = None,
+        sde_type: str = "vp",
+        device: str = "cpu",
+        logging_level: int | str = "WARNING",
+        summary_writer: Any = None,
+        tracker: Any = None,
+        show_progress_bars: bool = True,
+        *,
+        parametrization: str = "bounded",
+        embedding_net: nn.Module | None = None,
+        num_hidden: int = 128,
+        num_blocks: int = 2,
+    ) -> None:
+        vf_estimator = score_estimator or density_estimator or vf_estimator
+        _require_model(vf_estimator)
+        if sde_type != "vp":
+            raise InvalidInputError(
+                f"sde_type: expected 'vp', got {sde_type!r}: under any other the prior "
+                "changes with the noise level, and sets cannot be composed."
+            )
+        require_count("num_hidden", num_hidden)
+        require_count("num_blocks", num_blocks)
+        builder = FactorizedScoreBuilder(
+            prior,
+            vf_estimator,
+            parametrization=parametrization,
+            embedding_net=embedding_net,
+            num_hidden=num_hidden,
+            num_blocks=num_blocks,
+        )
+        super().__init__(
+            prior=prior,
+            vf_estimator=builder,  # type: ignore[arg-type]
+            device=device,
+            logging_level=logging_level,
+            summary_writer=summary_writer,
+            tracker=tracker,
+            show_progress_bars=show_progress_bars,
+        )
+        self._start_averaging(0.999, None)
+        self._pending: tuple[str, dict[str, Any]] = ("auto", {})
+
+    def train(
+        self,
+        training_batch_size: int = 200,
+        learning_rate: float = 1e-3,
+        *args: Any,
+        num_steps: int = 8000,
+        ema_decay: float = 0.999,
+        **kwargs: Any,
+    ) -> FactorizedScoreEstimator:
+        """Train by denoising score matching.
+
+        All other arguments as in `NPSE.train`.
+
+        Args:
+            training_batch_size: As in the host.
+            learning_rate: At the start; it falls as a half cosine.
+            args: As in the host.
+            num_steps: Optimiser steps over which the learning rate falls, rounded up to
+                epochs. Training ends there, or earlier by the host's rules.
+            ema_decay: Decay of the average of weights, in [0, 1); 0 for none.
+            kwargs: As in the host.
+
+        Returns:
+            The trained estimator, with averaged weights.
+
+        Raises:
+            InvalidInputError: If a number is out of range.
+        """
+        require_count("num_steps", num_steps)
+        if not 0 <= ema_decay < 1:
+            raise InvalidInputError(
+                f"ema_decay: expected a number in [0, 1), got {ema_decay}."
+            )
+        num_rows = sum(len(theta) for theta in self._theta_roundwise)
+        fraction = kwargs.get("validation_fraction", 0.1)
+        num_batches = max(int(num_rows * (1 - fraction)) // training_batch_size, 1)
+        num_epochs = math.ceil(num_steps / num_batches)
+        if kwargs.get("resume_training") and self._decay_epochs:
+            num_epochs += self.epoch
+            self._decay_epochs = num_epochs
+        else:
+            self._start_averaging(ema_decay, num_epochs)
+        limit = kwargs.pop("max_num_epochs", num_epochs)
+        return super().train(  # type: ignore[return-value]
+            training_batch_size,
+            learning_rate,
+            *args,
+            max_num_epochs=min(limit, num_epochs),
+            **kwargs,
+        )
+
+    def build_posterior(  # type: ignore[override]
+        self,
+        vector_field_estimator: FactorizedScoreEstimator | None = None,
+        prior: Distribution | None = None,
+        sample_with: str = "auto",
+        vectorfield_sampling_parameters: dict[str, Any] | None = None,
+        posterior_parameters: Any = None,
+        *,
+        sampler_options: dict[str, Any] | None = None,
+    ) -> FactorizedPosterior:
+        """Build the posterior.
+
+        All other arguments as in `NPSE.build_posterior`.
+
+        Args:
+            vector_field_estimator: As in the host.
+            prior: As in the host; it has to be the one of training.
+            sample_with: "auto" (default), "gauss", "langevin" or "composed" for any
+                number of observations, "sde" or "ode" for one. `samplers` says which
+                one when.
+            vectorfield_sampling_parameters: As in the host.
+            posterior_parameters: As in the host.
+            sampler_options: Options of the sampler, by name.
+
+        Returns:
+            The posterior, with a copy of the network.
+
+        Raises:
+            InvalidInputError: If the sampler is not known.
+            InvalidTypeError: If the estimator was not built by `ScoreNPE`.
+        """
+        require_sampler(sample_with)
+        self._pending = (sample_with, dict(sampler_options or {}))
+        return super().build_posterior(  # type: ignore[return-value]
+            vector_field_estimator,
+            prior,
+            "sde",
+            vectorfield_sampling_parameters,
+            posterior_parameters,
+        )
+
+    def _create_posterior(
+        self,
+        estimator: Any,
+        prior: Any,
+        sample_with: str,
+        device: Any,
+        posterior_parameters: Any,
+    ) -> FactorizedPosterior:
+        if not isinstance(estimator, FactorizedScoreEstimator):
+            raise InvalidTypeError(
+                "vector_field_estimator: expected a FactorizedScoreEstimator, got "
+                f"{type(estimator).__name__}. Train it with ScoreNPE."
+            )
+        name, options = self._pending
+        return FactorizedPosterior(
+            estimator,
+            prior,
+            sample_with=name,
+            sampler_options=options,
+            device=device,
+            max_sampling_batch_size=posterior_parameters.max_sampling_batch_size,
+            enable_transform=posterior_parameters.enable_transform,
+        )
+
+
+def _require_model(model: Any) -> None:
+    if isinstance(model, str) and model not in ("factorized", *HOST_MODELS):
+        raise InvalidInputError(
+            f"vf_estimator: expected one of {('factorized', *HOST_MODELS)} or a "
+            f"builder, got {model!r}."
+        )
+    if isinstance(model, nn.Module) or not (isinstance(model, str) or callable(model)):
+        raise InvalidTypeError(
+            "vf_estimator: expected a name or a function (theta, x) that builds a "
+            f"network, got a {type(model).__name__}. Pass embedding_net for a network "
+            "that embeds x."
+        )

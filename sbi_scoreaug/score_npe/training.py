@@ -1,0 +1,71 @@
+r"""Averaged weights and a falling learning rate, inside the host's training loop.
+
+Denoising losses are noisy, so the weights that a step leaves are too. Validation, model
+selection and the final network use the average
+
+    w_avg <- d w_avg + (1 - d) w,    d = min(decay, (1 + k) / (10 + k)) after k steps
+
+and the learning rate falls as a half cosine over the epochs that amount to `num_steps`
+optimiser steps, after which training ends (early stopping may end it before).
+
+Reference: Song & Ermon (2020), arXiv 2006.09011, on averaged weights.
+"""
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+class AveragedTraining:
+    """Mixin that trains a host's network with averaged weights and a cosine rate."""
+
+    _ema_decay: float = 0.999
+    _decay_epochs: int | None = None
+
+    def _start_averaging(self, ema_decay: float, decay_epochs: int | None) -> None:
+        self._ema_decay, self._decay_epochs = ema_decay, decay_epochs
+        self._average: dict[str, Tensor] | None = None
+        self._raw: dict[str, Tensor] | None = None
+        self._num_averaged = 0
+
+    def _train_epoch(self, *args: Any, **kwargs: Any) -> float:
+        """Train one epoch from the raw weights, and average them after each step."""
+        net, optimizer = self._neural_net, self.optimizer  # type: ignore[attr-defined]
+        if self._raw is not None:
+            _load(net, self._raw)
+        if self._decay_epochs:
+            base = optimizer.defaults["lr"]
+            share = min(self.epoch / self._decay_epochs, 1.0)  # type: ignore[attr-defined]
+            for group in optimizer.param_groups:
+                group["lr"] = base * max(0.5 * (1 + math.cos(math.pi * share)), 0.01)
+        handle = optimizer.register_step_post_hook(self._update_average)
+        try:
+            return super()._train_epoch(*args, **kwargs)  # type: ignore[misc]
+        finally:
+            handle.remove()
+            if self._average is not None:
+                self._raw = _copy(net)
+                _load(net, self._average)
+
+    @torch.no_grad()
+    def _update_average(self, *_: Any) -> None:
+        parameters = dict(self._neural_net.named_parameters())  # type: ignore[attr-defined]
+        if self._average is None:
+            self._average = {name: p.detach().clone() for name, p in parameters.items()}
+        self._num_averaged += 1
+        k = self._num_averaged
+        decay = min(self._ema_decay, (1 + k) / (10 + k))
+        for name, parameter in parameters.items():
+            self._average[name].lerp_(parameter, 1 - decay)
+
+
+def _copy(net: torch.nn.Module) -> dict[str, Tensor]:
+    return {name: p.detach().clone() for name, p in net.named_parameters()}
+
+
+@torch.no_grad()
+def _load(net: torch.nn.Module, values: dict[str, Tensor]) -> None:
+    for name, parameter in net.named_parameters():
+        parameter.copy_(values[name])
