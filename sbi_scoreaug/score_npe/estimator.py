@@ -8,6 +8,11 @@ over simulated pairs, e ~ N(0, I) and levels drawn half uniformly in t, half in
 log (s/m): its minimiser is grad log p_t(z_t|x). The weight w makes the variance of the
 target about the same at all levels (`PosteriorScoreNet.loss_weight`).
 
+*Centring.* Averaged over x at a given z_t the true score is the prior's, -z_t, so the
+excess (score + z_t) is 0. A systematic error of the network is not, and n observations
+add it n times. Its regression on z_t over simulated pairs, the anchors, is therefore
+subtracted from the scores of sets (`centre`).
+
 To the host, these coordinates are those of its own composed standardisation: `to_z`
 before the network, `from_z` behind it.
 
@@ -57,6 +62,9 @@ class FactorizedScoreEstimator(VPScoreEstimator):
         super().__init__(net, torch.Size([dim]), condition_shape, **rates)  # type: ignore[arg-type]
         self._embedding_net = getattr(net, "embedding_net", None) or nn.Identity()
         self.coordinates = coordinates
+        self.register_buffer("anchor_z", None, persistent=False)
+        self.register_buffer("anchor_features", None, persistent=False)
+        self._centre: tuple[float, Tensor] | None = None
         self.register_buffer("_compose_standardization", torch.tensor(True))
 
     @property
@@ -104,6 +112,41 @@ class FactorizedScoreEstimator(VPScoreEstimator):
         return self.net.embed(x) if isinstance(self.net, PosteriorScoreNet) else x
 
     @torch.no_grad()
+    def set_anchors(self, theta: Tensor, x: Tensor) -> None:
+        """Keep simulated pairs to centre scores with; after training.
+
+        Args:
+            theta: `(batch, dim)`.
+            x: `(batch, *shape_x)`, simulated at theta.
+        """
+        self.anchor_z = self.to_z(theta)
+        rows = x.split(1000)
+        self.anchor_features = torch.cat([self.eval().embed(part) for part in rows])
+        self._centre = None
+
+    @torch.no_grad()
+    def centre(self, t: float) -> Tensor | None:
+        """Return what the network's excess is on average, `(1 + dim, dim)`.
+
+        Regression on (1, z_t) over the anchors, with fixed noise; None without them.
+        """
+        if self.anchor_z is None or not isinstance(self.net, PosteriorScoreNet):
+            return None
+        if self._centre is None or self._centre[0] != t:
+            z, device = self.anchor_z, self.anchor_z.device
+            noise = torch.randn(z.shape, generator=torch.Generator().manual_seed(0))
+            time = torch.tensor([t], dtype=z.dtype, device=device)
+            m, s = self.mean_t_fn(time), self.std_fn(time)
+            z_t = m * z + s * noise.to(z)
+            excess = self.net.pairs(z_t, self.anchor_features, m, s).double()
+            design = torch.cat([torch.ones_like(z_t[:, :1]), z_t], -1).double()
+            gram = design.mT @ design
+            gram += 1e-3 * len(z) * torch.eye(len(gram)).to(gram)
+            fit = torch.linalg.solve(gram, design.mT @ excess)
+            self._centre = t, fit.to(z.dtype)
+        return self._centre[1]
+
+    @torch.no_grad()
     def set_score(self, z: Tensor, t: float, embedded: Tensor) -> Tensor:
         """Return the scores of all observations at all particles.
 
@@ -120,7 +163,11 @@ class FactorizedScoreEstimator(VPScoreEstimator):
         if not isinstance(self.net, PosteriorScoreNet):
             return self.net(input=rows[:, None], condition=embedded, time=time)
         m, s = self.mean_t_fn(time), self.std_fn(time)
-        return self.net.all_pairs(rows, embedded, m, s) - rows[:, None]
+        excess = self.net.all_pairs(rows, embedded, m, s)
+        centre = self.centre(t)
+        if centre is not None:
+            excess = excess - (centre[0] + rows @ centre[1:])[:, None]
+        return excess - rows[:, None]
 
     def loss(
         self,

@@ -105,7 +105,7 @@ class PosteriorScoreNet(nn.Module):
         self.register_buffer("slope", slope)
         self.register_buffer("offset", offset)
         self.register_buffer("rho", rho.clamp(min=1e-3))
-        self.dim, self.num_frequencies = dim, 8
+        self.dim, self.num_frequencies = dim, 3
         self.theta_net = ResidualMLP(dim + 2 * self.num_frequencies, num_hidden, 1)
         self.x_net = ResidualMLP(size, num_hidden, num_blocks)
         self.time_layer = nn.Linear(2 * self.num_frequencies, num_hidden)

@@ -11,6 +11,7 @@ simulation-based inference, arXiv 2209.14249.
 """
 
 import math
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -27,6 +28,7 @@ from sbi_scoreaug.score_npe.estimator import (
 from sbi_scoreaug.score_npe.posterior import FactorizedPosterior, require_sampler
 from sbi_scoreaug.score_npe.training import AveragedTraining
 
+MAX_ANCHORS = 2000
 HOST_MODELS = ("mlp", "ada_mlp", "transformer", "transformer_cross_attn")
 
 
@@ -153,13 +155,24 @@ class ScoreNPE(AveragedTraining, NPSE):
         else:
             self._start_averaging(ema_decay, num_epochs)
         limit = kwargs.pop("max_num_epochs", num_epochs)
-        return super().train(  # type: ignore[return-value]
-            training_batch_size,
-            learning_rate,
-            *args,
-            max_num_epochs=min(limit, num_epochs),
-            **kwargs,
-        )
+        with warnings.catch_warnings():
+            # The rate has fallen to nothing there: more epochs would not help.
+            warnings.filterwarnings("ignore", "Maximum number of epochs")
+            estimator: Any = super().train(
+                training_batch_size,
+                learning_rate,
+                *args,
+                max_num_epochs=min(limit, num_epochs),
+                **kwargs,
+            )
+        self._set_anchors(estimator)
+        self._set_anchors(self._neural_net)
+        return estimator
+
+    def _set_anchors(self, estimator: Any) -> None:
+        theta, x, _ = self.get_simulations()
+        rows = self.train_indices[:MAX_ANCHORS]
+        estimator.set_anchors(theta[rows].to(self._device), x[rows].to(self._device))
 
     def build_posterior(  # type: ignore[override]
         self,
