@@ -7,6 +7,9 @@ models on fields and networks, epidemics, anything written in a differentiable l
 well as to classify (Shen & Kuusela 2026, arXiv 2605.12118). The same term serves
 `NRE_B`, `NRE_C` and `BNRE` through `ScoreAugmentedRatioTerm`.
 
+`ScoreNPE` is an `NPSE` whose posterior takes any number of observations, composed when
+sampling (Geffner, Papamakarios & Mnih 2023, arXiv 2209.14249).
+
 `simulate_with_score` is the twin of sbi's `simulate_for_sbi`; `check_score` tells
 whether scores belong to their simulations. `sbi_scoreaug.simulators` holds problems
 with exact scores and posteriors, `python -m sbi_scoreaug` runs a demonstration and
@@ -22,6 +25,7 @@ from sbi_scoreaug.score_augmented import (
     UncertaintyWeights,
     smooth_classifier_nn,
 )
+from sbi_scoreaug.score_npe import ScoreNPE
 from sbi_scoreaug.scores import (
     ScoreCarrier,
     ScoreCheck,
@@ -40,6 +44,7 @@ __all__ = [
     "ScoreAugmentedRatioTerm",
     "ScoreCarrier",
     "ScoreCheck",
+    "ScoreNPE",
     "ScoreWeighting",
     "UncertaintyWeights",
     "check_score",

@@ -219,7 +219,9 @@ def normal_coordinates(prior: Distribution | None) -> NormalCoordinates:
         return IndependentCoordinates(base, draws.shape[-1])
     try:
         coordinates = TransformedCoordinates(prior)  # type: ignore[arg-type]
-        usable = _inverts(coordinates, draws)
+        support = getattr(prior, "support", None)
+        discrete = getattr(support, "is_discrete", False)
+        usable = not discrete and _inverts(coordinates, draws)
     except (NotImplementedError, RuntimeError, ValueError, AssertionError):
         usable = False
     if not usable:

@@ -257,7 +257,8 @@ class FactorizedPosterior(VectorFieldPosterior):
         for _ in tqdm(range(num_iter), disable=not show_progress_bars):
             optimizer.zero_grad()
             log_det = estimator.coordinates.log_abs_det(estimator.from_z(z)).sum()
-            log_det.backward()
+            if log_det.requires_grad:
+                log_det.backward()
             gradient = 0.0 if z.grad is None else z.grad
             z.grad = -(gradient + score(z.detach(), t).to(z))
             optimizer.step()
