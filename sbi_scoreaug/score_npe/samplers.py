@@ -215,7 +215,7 @@ def sample_set(
     Example:
         >>> _ = torch.manual_seed(0)
         >>> x = torch.tensor([[0.5], [1.5], [1.0]])
-        >>> single = lambda theta, t, x: -theta[:, None] * 2 / 2 + 0 * x  # says nothing
+        >>> single = lambda theta, t, x: -theta[:, None] + 0 * x  # says nothing
         >>> score = ComposedScore(single, x)
         >>> samples, diagnostics = sample_set(score, VPSchedule(), 500, 1)
         >>> samples.shape, diagnostics.evaluations
