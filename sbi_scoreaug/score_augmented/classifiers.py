@@ -101,11 +101,11 @@ def _replace_relu(net: nn.Module, activation: type[nn.Module]) -> None:
                 setattr(module, name, activation())
 
 
-def _differentiated_modules(estimator: nn.Module) -> Iterator[nn.Module]:
+def _differentiated_modules(estimator: Any) -> Iterator[nn.Module]:
     """Yield the modules that theta passes through, where that is known."""
     if splits_into_embedding_and_head(estimator):
-        yield from estimator.embedding_net_theta.modules()  # type: ignore[union-attr]
-        yield from estimator.net.modules()  # type: ignore[union-attr]
+        yield from estimator.embedding_net_theta.modules()
+        yield from estimator.net.modules()
 
 
 def piecewise_linear_part(

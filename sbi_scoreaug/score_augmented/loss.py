@@ -3,17 +3,18 @@ r"""The score term: how far the surrogate's theta-gradient is from the score.
 Symbols: f(theta, x) the surrogate, log r(x|theta) in ratio estimation;
 s = grad_theta log p(x|theta) the likelihood score; m its mask (1 where known).
 
-At the optimum of the host's loss f(theta, x) = log p(x|theta) - c(x) + (terms without
-theta), whatever the proposal of theta, so that grad_theta f = s for *every* pair. The
-augmented loss adds, over joint pairs (theta_i, x_i),
+At the optimum of the host's loss f(theta, x) = log p(x|theta) + (terms without theta),
+whatever the proposal of theta, so that grad_theta f = s for *every* pair. The augmented
+loss adds, over joint pairs (theta_i, x_i),
 
     L = L_host + sum_k w_k ell_k,        ell_k = mean_i m_ik rho(r_ik),
     r_i = W (grad_theta f(theta_i, x_i) - s_i),     W = (mean_i s_i s_i')^(-1/2).
 
-W is computed once from the training rows. It makes r dimensionless: r = -W s, with ell_k = 1 on average, for a surrogate that ignores theta,
-and r unchanged when a parameter is rescaled. So w_k of order one serves every problem.
-With rho(r) = r^2 a *joint* score t = grad_theta log p(x, z|theta) has the same
-minimiser as s = E[t | theta, x]; a robust rho does not, and is for exact scores only.
+W is computed once from the training rows. It makes r dimensionless: for a surrogate
+that ignores theta r = -W s, and ell_k = 1 on average; and r does not change when a
+parameter is rescaled. So w_k of order one serves every problem. With rho(r) = r^2 a
+*joint* score t = grad_theta log p(x, z|theta) has the same minimiser, since
+s = E[t | theta, x]; a robust rho does not, and is for exact scores only.
 
 References: Shen & Kuusela 2026 (arXiv 2605.12118); Brehmer et al. 2020 (PNAS 117,
 arXiv 1805.12244) for joint scores.

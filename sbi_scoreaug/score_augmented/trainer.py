@@ -47,7 +47,7 @@ from sbi_scoreaug.scores.carrier import ScoreCarrier
 class ScoreTerm(ScoreMonitor, SteadyTraining, ScoreCarrier):
     """Mixin that augments the loss of a trainer of sbi with exact scores."""
 
-    _smooth: bool | None = None
+    _smooth = False
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -62,7 +62,7 @@ class ScoreTerm(ScoreMonitor, SteadyTraining, ScoreCarrier):
 
     def _validate_before_storing(self, theta: Tensor, x: Tensor) -> None:
         """Build the network once on a copy, to refuse piecewise-linear ones early."""
-        if self._smooth or self._build_neural_net is None:  # type: ignore[attr-defined]
+        if self._smooth or self._build_neural_net is None:
             return
         rows = x.reshape(len(x), -1).isfinite().all(1).nonzero().squeeze(1)[:100]
         if len(rows) < 2:
@@ -70,7 +70,7 @@ class ScoreTerm(ScoreMonitor, SteadyTraining, ScoreCarrier):
         theta, x = theta[rows].cpu(), x[rows].cpu()
         with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            estimator = self._build_neural_net(theta, x)  # type: ignore[attr-defined]
+            estimator = self._build_neural_net(theta, x)
             state = estimator.training
             log_density = partial(self._log_density, estimator.eval(), x=x)
             part = piecewise_linear_part(estimator, log_density, theta)
@@ -101,7 +101,7 @@ class ScoreTerm(ScoreMonitor, SteadyTraining, ScoreCarrier):
 
         Args:
             args: As in the host class.
-            score_weighting: None (by kind of score), "gradient_norm", "uncertainty", a
+            score_weighting: "uncertainty" (the default, None), "gradient_norm", a
                 number, a tensor `(dim_theta,)`, or an object with
                 `weights(host_loss, score_losses, parameters) -> (dim_theta,)`.
             score_loss: "square", "huber" (exact scores only), or a function from
@@ -118,10 +118,10 @@ class ScoreTerm(ScoreMonitor, SteadyTraining, ScoreCarrier):
         Raises:
             InvalidInputError, InvalidTypeError: An option that cannot be used.
         """
-        if not self._theta_roundwise:  # type: ignore[attr-defined]
-            return super().train(*args, **kwargs)  # type: ignore[misc]
-        dim_theta = self._theta_roundwise[0].shape[-1]  # type: ignore[attr-defined]
-        weighting = resolve_weighting(score_weighting, self._score_kinds, dim_theta)
+        if not self._theta_roundwise:
+            return super().train(*args, **kwargs)
+        dim_theta = self._theta_roundwise[0].shape[-1]
+        weighting = resolve_weighting(score_weighting, dim_theta)
         resume = kwargs.get("resume_training", False)
         if not (resume and score_weighting is None and self._weighting is not None):
             self._weighting = weighting
@@ -132,7 +132,7 @@ class ScoreTerm(ScoreMonitor, SteadyTraining, ScoreCarrier):
         self._check_score_pairs(score_pairs)
         self._score_pairs = score_pairs
         try:
-            return super().train(*args, **kwargs)  # type: ignore[misc]
+            return super().train(*args, **kwargs)
         finally:
             self._pairs = None
 
@@ -168,15 +168,15 @@ class ScoreTerm(ScoreMonitor, SteadyTraining, ScoreCarrier):
         columns = super()._columns(starting_round) if self._steady else ()
         if columns:
             score, mask = columns
-            theta, x, _ = self.get_simulations(starting_round)  # type: ignore[attr-defined]
-            rows = self.train_indices  # type: ignore[attr-defined]
+            theta, x, _ = self.get_simulations(starting_round)
+            rows = self.train_indices
             whitening = whitening_matrix(score[rows], mask[rows], theta[rows])
-            self._whitening = whitening.to(self._device)  # type: ignore[attr-defined]
+            self._whitening = whitening.to(self._device)
             if self._score_pairs != "joint":
                 assert self._score_fn is not None
                 self._pairs = supervised_pairs(
                     self._score_pairs, self._score_fn, theta, x, whitening, self._prior
-                )  # type: ignore[attr-defined]
+                )
                 columns = (*columns, torch.arange(len(theta), device=theta.device))
         return columns
 
@@ -184,16 +184,15 @@ class ScoreTerm(ScoreMonitor, SteadyTraining, ScoreCarrier):
 
     def _get_losses(self, batch: Sequence[Tensor], *args: Any, **kwargs: Any) -> Tensor:
         """Return the host's losses plus the score term; the host's without scores."""
-        training = self._neural_net.training  # type: ignore[attr-defined]
+        training = self._neural_net.training
         self._step += training
         if len(batch) <= 3 or (training and self._step % self._score_every):
-            return super()._get_losses(batch, *args, **kwargs)  # type: ignore[misc]
+            return super()._get_losses(batch, *args, **kwargs)
         theta, x, score, mask = (
-            column.to(self._device)  # type: ignore[attr-defined]
-            for column in (*batch[:2], *batch[3:5])
+            column.to(self._device) for column in (*batch[:2], *batch[3:5])
         )
         with torch.enable_grad():  # the host validates under no_grad
-            host_losses = super()._get_losses(batch[:3], *args, **kwargs)  # type: ignore[misc]
+            host_losses = super()._get_losses(batch[:3], *args, **kwargs)
             gradient = self._surrogate_gradient(theta, x, create_graph=training)
             ell = score_losses(gradient, score, mask, self._whitening, self._rho)
             if training and self._pairs is not None:
@@ -201,8 +200,9 @@ class ScoreTerm(ScoreMonitor, SteadyTraining, ScoreCarrier):
         assert_all_finite(ell, f"{type(self).__name__} score loss")
         host_loss = host_losses.mean()
         if training:
-            parameters = [p for p in self._neural_net.parameters() if p.requires_grad]  # type: ignore[attr-defined]
-            w = self._weighting.weights(host_loss, ell, parameters).detach()  # type: ignore[union-attr]
+            parameters = [p for p in self._neural_net.parameters() if p.requires_grad]
+            assert self._weighting is not None
+            w = self._weighting.weights(host_loss, ell, parameters).detach()
             self._last_weights = self._score_gain * w
             return host_losses + (self._last_weights * ell).sum()
         self._note_validation(host_loss, gradient, score, mask)
@@ -213,7 +213,7 @@ class ScoreTerm(ScoreMonitor, SteadyTraining, ScoreCarrier):
     ) -> Tensor:
         """Return grad_theta f(theta, x) `(batch, dim_theta)` of the current network."""
         leaf = theta.detach().clone().requires_grad_()
-        f = self._log_density(self._neural_net, leaf, x)  # type: ignore[attr-defined]
+        f = self._log_density(self._neural_net, leaf, x)
         return torch.autograd.grad(f.sum(), leaf, create_graph=create_graph)[0]
 
     def _pair_losses(self, x: Tensor, rows: Tensor) -> Tensor:
@@ -239,7 +239,7 @@ class ScoreTerm(ScoreMonitor, SteadyTraining, ScoreCarrier):
             InvalidStateError: Before training.
             InvalidInputError: Different numbers of rows.
         """
-        if self._neural_net is None:  # type: ignore[attr-defined]
+        if self._neural_net is None:
             raise InvalidStateError(
                 "surrogate_score: expected a trained network, got none. Call train() "
                 "first."
@@ -252,7 +252,7 @@ class ScoreTerm(ScoreMonitor, SteadyTraining, ScoreCarrier):
         with torch.enable_grad():
             return self._surrogate_gradient(
                 theta.to(self._device),
-                x.to(self._device),  # type: ignore[attr-defined]
+                x.to(self._device),
             )
 
     def fisher_information(self, theta: Tensor, x: Tensor) -> Tensor:

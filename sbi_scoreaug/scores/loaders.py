@@ -9,7 +9,7 @@ the data several times an epoch.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -69,7 +69,7 @@ class CollateHostColumns:
         return (*host_batch, *(torch.stack(column) for column in others))
 
 
-def _as_fetched(batch: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+def _as_fetched(batch: Any) -> Any:
     return batch
 
 
@@ -87,7 +87,8 @@ def rebuild_loader(
         dataloader_kwargs: What the user gave to `train`; it wins over `changes`.
         changes: Further arguments of `DataLoader`, e.g. `sampler`.
     """
-    tensors = (*loader.dataset.tensors, *columns)  # type: ignore[attr-defined]
+    dataset = cast(TensorDataset, loader.dataset)
+    tensors = (*dataset.tensors, *columns)
     user = dict(dataloader_kwargs or {})
     if "shuffle" in user or "batch_sampler" in user:
         changes.pop("sampler", None)
