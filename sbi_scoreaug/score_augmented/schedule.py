@@ -74,8 +74,7 @@ class SteadyTraining(HostTrainer):
                 f"got {num_train} and {num_validation}. Append more simulations or "
                 "change validation_fraction."
             )
-        user_sampler = {"sampler", "shuffle"} & set(dataloader_kwargs or ())
-        if not user_sampler:
+        if "sampler" not in (dataloader_kwargs or {}):
             steps = max(1, num_train // train.batch_size)
             passes = math.ceil(STEPS_PER_EPOCH / steps)
             sampler = RepeatSampler(self.train_indices, passes)

@@ -90,11 +90,8 @@ def rebuild_loader(
     dataset = cast(TensorDataset, loader.dataset)
     tensors = (*dataset.tensors, *columns)
     user = dict(dataloader_kwargs or {})
-    if "shuffle" in user or "batch_sampler" in user:
-        changes.pop("sampler", None)
-    elif "sampler" not in changes and "sampler" not in user:
-        changes["sampler"] = loader.sampler
     changes = {
+        "sampler": loader.sampler,
         "batch_size": loader.batch_size,
         "drop_last": loader.drop_last,
         **changes,
