@@ -77,7 +77,7 @@ class SteadyTraining(HostTrainer):
         if "sampler" not in (dataloader_kwargs or {}):
             steps = max(1, num_train // train.batch_size)
             passes = math.ceil(STEPS_PER_EPOCH / steps)
-            sampler = RepeatSampler(self.train_indices, passes)
+            sampler = RepeatSampler(self.train_indices, passes, train.batch_size)
             train = rebuild_loader(train, (), dataloader_kwargs, sampler=sampler)
         batches = math.ceil(num_validation / validation.batch_size)
         validation = rebuild_loader(

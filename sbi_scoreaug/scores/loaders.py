@@ -34,23 +34,32 @@ class BatchDataset(TensorDataset):
 class RepeatSampler(Sampler[int]):
     """Passes over `indices` `num_passes` times an epoch, each time newly shuffled.
 
+    A pass ends with its last whole batch: a batch across two passes could hold a row
+    twice, and a row would meet its own theta as a contrasting one.
+
     Example:
         >>> sorted(RepeatSampler([3, 5], num_passes=2))
         [3, 3, 5, 5]
+        >>> len(RepeatSampler([3, 5, 7], num_passes=2, batch_size=2))
+        4
     """
 
-    def __init__(self, indices: Sequence[int], num_passes: int) -> None:
+    def __init__(
+        self, indices: Sequence[int], num_passes: int, batch_size: int = 1
+    ) -> None:
         self._indices = torch.as_tensor(indices)
         self._num_passes = num_passes
+        self._rows_a_pass = len(self._indices) // batch_size * batch_size
 
     def __len__(self) -> int:
         """Return the number of rows an epoch."""
-        return len(self._indices) * self._num_passes
+        return self._rows_a_pass * self._num_passes
 
     def __iter__(self) -> Iterator[int]:
         """Yield the row numbers of one epoch."""
         for _ in range(self._num_passes):
-            yield from self._indices[torch.randperm(len(self._indices))].tolist()
+            order = torch.randperm(len(self._indices))[: self._rows_a_pass]
+            yield from self._indices[order].tolist()
 
 
 class CollateHostColumns:
