@@ -15,6 +15,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Sampler, TensorDataset
 
+from sbi_scoreaug.errors import InvalidInputError
+
 
 class BatchDataset(TensorDataset):
     """A `TensorDataset` that hands out a whole batch by one indexing.
@@ -74,6 +76,13 @@ class CollateHostColumns:
     def __call__(self, rows: list[tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
         """Return the user's batch followed by the further columns."""
         host_batch = self._collate_fn([row[:3] for row in rows])
+        found = [len(column) for column in host_batch]
+        if found != [len(rows)] * 3:
+            raise InvalidInputError(
+                "collate_fn: expected (theta, x, prior_mask) with the rows that it was "
+                f"given, {len(rows)} each, got columns of {found} rows. Scores travel "
+                "beside these rows: return three columns and keep their order."
+            )
         others = zip(*(row[3:] for row in rows), strict=True)
         return (*host_batch, *(torch.stack(column) for column in others))
 
