@@ -187,10 +187,18 @@ class ScoreCarrier(HostTrainer):
         """Hook: raise here whatever makes scores unusable for this trainer."""
 
     def _call_score_fn(self, theta: Tensor, x: Tensor) -> Tensor:
-        """Return `score_fn(theta, x)` after checking it."""
+        """Return `score_fn(theta, x)` after checking it; NaN where x is not finite."""
         assert self._score_fn is not None
-        score = self._score_fn(theta, x)
-        return validate_score(score, theta, "score_fn(theta, x)")
+        valid = x.reshape(len(x), -1).isfinite().all(1)
+        name = "score_fn(theta, x)"
+        if valid.all():
+            return validate_score(self._score_fn(theta, x), theta, name)
+        score = torch.full_like(theta, torch.nan)
+        known = validate_score(
+            self._score_fn(theta[valid], x[valid]), theta[valid], name
+        )
+        score[valid] = known.to(score)
+        return score
 
     def _scores(self, starting_round: int = 0) -> tuple[Tensor, Tensor] | None:
         """Return `(score, mask)` of the rounds since `starting_round`, None if none."""
