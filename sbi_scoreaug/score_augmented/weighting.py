@@ -75,11 +75,15 @@ class _Smoothed:
         self._bounds = bounds
         self._log: Tensor | None = None
 
-    def _update(self, value: Tensor) -> Tensor:
+    def _update(self, value: Tensor, known: Tensor) -> Tensor:
+        """Take in `value` where `known`: a batch may lack a component altogether."""
         log = value.detach().clamp(*self._bounds).log()
-        old = log if self._log is None else self._log.to(log.device)
-        self._log = self._decay * old + (1 - self._decay) * log
-        return self._log.exp()
+        if self._log is None:
+            self._log = torch.full_like(log, torch.nan)
+        old = torch.where(self._log.isnan(), log, self._log.to(log.device))
+        new = self._decay * old + (1 - self._decay) * log
+        self._log = torch.where(known, new, self._log.to(log.device))
+        return self._log.exp().nan_to_num(1.0)
 
 
 class GradientNormWeights(_Smoothed):
@@ -108,10 +112,10 @@ class GradientNormWeights(_Smoothed):
         due = self._calls % self._every == 0
         self._calls += 1
         if not due and self._log is not None:
-            return self._log.exp()
+            return self._log.exp().nan_to_num(1.0)
         host_norm = _gradient_norm(host_loss, parameters)
         norms = torch.stack([_gradient_norm(ell, parameters) for ell in score_losses])
-        return self._update(host_norm / norms.clamp_min(1e-12))
+        return self._update(host_norm / norms.clamp_min(1e-12), norms > 0)
 
 
 class UncertaintyWeights(_Smoothed):
@@ -131,7 +135,8 @@ class UncertaintyWeights(_Smoothed):
         self, host_loss: Tensor, score_losses: Tensor, parameters: Sequence[Tensor]
     ) -> Tensor:
         """Return w_k = 1 / (2 ell_k) `(dim_theta,)`, smoothed."""
-        return self._update(0.5 / score_losses.detach().clamp_min(1e-12))
+        losses = score_losses.detach()
+        return self._update(0.5 / losses.clamp_min(1e-12), losses > 0)
 
 
 def _gradient_norm(loss: Tensor, parameters: Sequence[Tensor]) -> Tensor:
