@@ -64,6 +64,8 @@ class ScoreTerm(ScoreMonitor, SteadyTraining, ScoreCarrier):
         """Build the network once on a copy, to refuse piecewise-linear ones early."""
         if self._smooth or self._build_neural_net is None:
             return
+        if len(theta) != len(x) or {theta.dtype, x.dtype} != {torch.float32}:
+            return  # the host refuses these, and says why
         rows = x.reshape(len(x), -1).isfinite().all(1).nonzero().squeeze(1)[:100]
         if len(rows) < 2:
             return
