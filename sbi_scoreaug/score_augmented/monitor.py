@@ -36,6 +36,7 @@ class ScoreMonitor(HostTrainer):
     """Mixin that reports score metrics and lets them decide when to stop."""
 
     _best_host_loss = float("inf")
+    _num_logged = 0
     _last_weights: Tensor
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -82,8 +83,10 @@ class ScoreMonitor(HostTrainer):
     def _summarize(self, round_: int) -> None:
         """Log the host's metrics, then the score metrics of each epoch."""
         super()._summarize(round_)
+        logged = self._num_logged
+        self._num_logged = len(self._summary[SUMMARY_KEYS[0]])
         for key in SUMMARY_KEYS:
-            for step, value in enumerate(self._summary[key]):
+            for step, value in enumerate(self._summary[key][logged:], start=logged):
                 if isinstance(value, float):
                     self._tracker.log_metric(name=key, value=value, step=step)
                     continue
