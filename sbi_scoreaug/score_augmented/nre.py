@@ -50,9 +50,10 @@ class EmbedOnce(HostTrainer):
             num_atoms: Parameters an x, one of them its own.
         """
         net = self._neural_net
-        if not self._steady or not splits_into_embedding_and_head(net):
-            return super()._classifier_logits(theta, x, num_atoms)
         batch_size, others = len(theta), num_atoms - 1
+        split = self._steady and splits_into_embedding_and_head(net)
+        if not split or others >= batch_size:  # the host refuses too few rows
+            return super()._classifier_logits(theta, x, num_atoms)
         embedded_x = embed_x(net, x)
         offsets = torch.arange(others, device=theta.device)
         if net.training:
