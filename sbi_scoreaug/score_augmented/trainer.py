@@ -48,6 +48,7 @@ class ScoreTerm(ScoreMonitor, SteadyTraining, ScoreCarrier):
     """Mixin that augments the loss of a trainer of sbi with exact scores."""
 
     _smooth = False
+    _score_pairs = "joint"
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -133,10 +134,11 @@ class ScoreTerm(ScoreMonitor, SteadyTraining, ScoreCarrier):
         self._score_every, self._score_gain, self._step = score_every, score_gain, 0
         self._check_score_pairs(score_pairs)
         self._score_pairs = score_pairs
+        self._last_weights = torch.full((dim_theta,), torch.nan)  # none used yet
         try:
             return super().train(*args, **kwargs)
         finally:
-            self._pairs = None
+            self._pairs, self._rho = None, SCORE_LOSSES["square"]  # to be pickled
 
     def _check_score_pairs(self, score_pairs: str) -> None:
         if score_pairs not in SCORE_PAIRS:
@@ -204,8 +206,9 @@ class ScoreTerm(ScoreMonitor, SteadyTraining, ScoreCarrier):
         if training:
             parameters = [p for p in self._neural_net.parameters() if p.requires_grad]
             assert self._weighting is not None
-            w = self._weighting.weights(host_loss, ell, parameters).detach()
-            self._last_weights = self._score_gain * w
+            w = self._weighting.weights(host_loss, ell, parameters)
+            _require_weights(w, ell)
+            self._last_weights = self._score_gain * w.detach()
             return host_losses + (self._last_weights * ell).sum()
         self._note_validation(host_loss, gradient, score, mask)
         return (host_losses + ell.sum()).detach()
@@ -299,6 +302,15 @@ def _resolve_score_loss(
         f"score_loss: expected one of {tuple(SCORE_LOSSES)} or a function of the "
         f"residuals, got {score_loss!r}."
     )
+
+
+def _require_weights(weights: Any, ell: Tensor) -> None:
+    if not isinstance(weights, Tensor) or weights.shape != ell.shape:
+        found = tuple(weights.shape) if isinstance(weights, Tensor) else type(weights)
+        raise InvalidInputError(
+            "score_weighting: expected its method `weights` to return a tensor "
+            f"{tuple(ell.shape)}, one weight a parameter, got {found}."
+        )
 
 
 def _require_positive(name: str, value: float, integer: bool = False) -> None:
