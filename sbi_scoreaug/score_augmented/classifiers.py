@@ -108,6 +108,18 @@ def _differentiated_modules(estimator: Any) -> Iterator[nn.Module]:
         yield from estimator.net.modules()
 
 
+def batch_norm_part(estimator: nn.Module) -> str | None:
+    """Return the name of a batch normalisation that theta passes through, if any.
+
+    It couples the rows of a batch: the gradient of one row's f is then no longer the
+    row's own, and joint and marginal pairs would be normalised apart.
+    """
+    for module in _differentiated_modules(estimator):
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            return type(module).__name__
+    return None
+
+
 def piecewise_linear_part(
     estimator: nn.Module, log_density: Callable[[Tensor], Tensor], theta: Tensor
 ) -> str | None:

@@ -27,7 +27,10 @@ from torch import Tensor
 
 from sbi_scoreaug._host import assert_all_finite
 from sbi_scoreaug.errors import InvalidInputError, InvalidStateError, InvalidTypeError
-from sbi_scoreaug.score_augmented.classifiers import piecewise_linear_part
+from sbi_scoreaug.score_augmented.classifiers import (
+    batch_norm_part,
+    piecewise_linear_part,
+)
 from sbi_scoreaug.score_augmented.loss import (
     SCORE_LOSSES,
     score_losses,
@@ -77,7 +80,15 @@ class ScoreTerm(ScoreMonitor, SteadyTraining, ScoreCarrier):
             state = estimator.training
             log_density = partial(self._log_density, estimator.eval(), x=x)
             part = piecewise_linear_part(estimator, log_density, theta)
+            coupling = batch_norm_part(estimator)
             estimator.train(state)
+        if coupling is not None:
+            raise InvalidInputError(
+                "score: expected a network that treats every pair by itself, got "
+                f"{coupling} on the way of theta, which mixes the rows of a batch. "
+                "Use layer normalisation or none (use_batch_norm=False); in an "
+                "embedding net of x batch normalisation does no harm."
+            )
         if part is not None:
             raise InvalidInputError(
                 "score: expected a network that is smooth in theta, got a piecewise-"
