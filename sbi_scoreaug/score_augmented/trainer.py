@@ -52,6 +52,7 @@ class ScoreTerm(ScoreMonitor, SteadyTraining, ScoreCarrier):
 
     _smooth = False
     _score_pairs = "joint"
+    _has_columns = False
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -171,16 +172,17 @@ class ScoreTerm(ScoreMonitor, SteadyTraining, ScoreCarrier):
 
     @property
     def _steady(self) -> bool:
-        """Whether this trainer has scores to use."""
+        """Whether the batches at hand have scores to use."""
+        return self._has_columns
+
+    def _columns(self, starting_round: int) -> tuple[Tensor, ...]:
+        """Return `(score, mask)` and prepare what the term needs of all rows."""
         off = (
             isinstance(self._weighting, FixedWeights)
             and not self._weighting.value.any()
         )
-        return bool(self._score_kinds) and not off
-
-    def _columns(self, starting_round: int) -> tuple[Tensor, ...]:
-        """Return `(score, mask)` and prepare what the term needs of all rows."""
-        columns = super()._columns(starting_round) if self._steady else ()
+        columns = () if off else super()._columns(starting_round)
+        self._has_columns = bool(columns)
         if columns:
             score, mask = columns
             theta, x, _ = self.get_simulations(starting_round)
