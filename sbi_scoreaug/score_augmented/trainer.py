@@ -17,6 +17,7 @@ Reference: Shen & Kuusela 2026 (arXiv 2605.12118).
 
 from __future__ import annotations
 
+import inspect
 import warnings
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -137,7 +138,8 @@ class ScoreTerm(ScoreMonitor, SteadyTraining, ScoreCarrier):
             return super().train(*args, **kwargs)
         dim_theta = self._theta_roundwise[0].shape[-1]
         weighting = resolve_weighting(score_weighting, dim_theta)
-        resume = kwargs.get("resume_training", False)
+        given = inspect.signature(type(self).train).bind(self, *args, **kwargs)
+        resume = given.arguments.get("resume_training", False)
         if not (resume and score_weighting is None and self._weighting is not None):
             self._weighting = weighting
         self._rho = _resolve_score_loss(score_loss, self._score_kinds)
