@@ -10,6 +10,7 @@ differentiated by x, so a ReLU there does no harm.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from sbi.neural_nets import classifier_nn
 from sbi.neural_nets.ratio_estimators import RatioEstimator
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.modules.module import register_module_forward_pre_hook
 
 from sbi_scoreaug._host import splits_into_embedding_and_head
 from sbi_scoreaug.errors import InvalidInputError
@@ -106,6 +108,29 @@ def _differentiated_modules(estimator: Any) -> Iterator[nn.Module]:
     if splits_into_embedding_and_head(estimator):
         yield from estimator.embedding_net_theta.modules()
         yield from estimator.net.modules()
+
+
+@contextmanager
+def buffers_put_back() -> Iterator[None]:
+    """Undo what forward passes do to buffers, such as running means.
+
+    A builder passes rows through the user's own embedding net to learn its size.
+    """
+    before: dict[nn.Module, dict[str, Tensor]] = {}
+
+    def note(module: nn.Module, _: Any) -> None:
+        if module not in before:
+            buffers = module.named_buffers(recurse=False)
+            before[module] = {name: value.clone() for name, value in buffers}
+
+    hook = register_module_forward_pre_hook(note)
+    try:
+        yield
+    finally:
+        hook.remove()
+        for module, buffers in before.items():
+            for name, value in buffers.items():
+                getattr(module, name).copy_(value)
 
 
 def batch_norm_part(estimator: nn.Module) -> str | None:

@@ -30,6 +30,7 @@ from sbi_scoreaug._host import assert_all_finite
 from sbi_scoreaug.errors import InvalidInputError, InvalidStateError, InvalidTypeError
 from sbi_scoreaug.score_augmented.classifiers import (
     batch_norm_part,
+    buffers_put_back,
     piecewise_linear_part,
 )
 from sbi_scoreaug.score_augmented.loss import (
@@ -76,7 +77,11 @@ class ScoreTerm(ScoreMonitor, SteadyTraining, ScoreCarrier):
         if len(rows) < 2:
             return
         theta, x = theta[rows].cpu(), x[rows].cpu()
-        with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+        with (
+            torch.random.fork_rng(devices=[]),
+            warnings.catch_warnings(),
+            buffers_put_back(),
+        ):
             warnings.simplefilter("ignore")
             estimator = self._build_neural_net(theta, x)
             state = estimator.training
