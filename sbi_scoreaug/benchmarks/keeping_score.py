@@ -123,7 +123,7 @@ def step_cost(problem: str, num_simulations: int, rounds: int) -> Row:
 
 def cells_of(quick: bool, problems: Sequence[str], seeds: Sequence[int]) -> list[Row]:
     """Return the settings of every cell, the most telling first."""
-    steps, fresh = (600, 40) if quick else (3000, 60)
+    steps, fresh = (600, 40) if quick else (2000, 60)
     score_budgets = (1000,) if quick else (1000, 300, 3000, 10000)
     plain_budgets = (1000, 10000) if quick else (1000, 10000, 30000, 300, 3000)
     cells = [

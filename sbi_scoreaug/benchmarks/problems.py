@@ -49,30 +49,37 @@ class RandomSymmetry(nn.Module):
 
 
 class FieldEmbedding(nn.Module):
-    """Convolutions over the field divided by its size, averaged, beside log size.
+    """Log energies of small learned filters, beside the field's log size.
 
-    The size is the root mean square. Without the division a network has to learn the
-    same features once for every variance, which costs every method the same way.
+    The field is divided by its root mean square, its size, so that features need not be
+    learned once for every variance. Half of the filters see the field surrounded by
+    zeros, so that every pixel counts as often as any other; the other half leave its
+    border out. The two together tell border from interior.
     """
 
-    def __init__(self, channels: int = 16, num_features: int = 32) -> None:
+    def __init__(self, filters: int = 24, num_features: int = 32) -> None:
         super().__init__()
         self.symmetry = RandomSymmetry()
-        self.convolutions = nn.Sequential(
-            nn.Conv2d(1, channels, 2),
-            nn.SiLU(),
-            nn.Conv2d(channels, 2 * channels, 2),
-            nn.SiLU(),
-        )
+        self.inner = nn.Conv2d(1, filters // 2, 3)
+        self.padded = nn.Conv2d(1, filters // 2, 3, padding=2, bias=False)
         self.output = nn.Sequential(
-            nn.Linear(2 * channels + 1, 64), nn.SiLU(), nn.Linear(64, num_features)
+            nn.Linear(filters + 1, 64),
+            nn.SiLU(),
+            nn.Linear(64, 64),
+            nn.SiLU(),
+            nn.Linear(64, num_features),
         )
 
     def forward(self, x: Tensor) -> Tensor:
         """Return features `(batch, num_features)` of `x (batch, side, side)`."""
         size = x.square().mean((1, 2), keepdim=True).sqrt()
-        h = self.convolutions(self.symmetry(x / size).unsqueeze(1)).mean((2, 3))
-        return self.output(torch.cat([h, size[:, :, 0].log()], 1))
+        field = self.symmetry(x / size).unsqueeze(1)
+        energies = [
+            filtered.square().mean((2, 3))
+            for filtered in (self.inner(field), self.padded(field))
+        ]
+        log_energies = torch.cat(energies, 1).add(1e-4).log()
+        return self.output(torch.cat([log_energies, size[:, :, 0].log()], 1))
 
 
 class NetworkEmbedding(nn.Module):

@@ -99,9 +99,9 @@ def train(
 
     The time is that of `append_simulations` (with its check of the scores) and `train`.
     """
-    scores = {}
+    scores: dict[str, Any] = {}
     if isinstance(trainer, ScoreAugmentedNRE):
-        scores = {"score": simulations.score}
+        scores["score"] = simulations.score
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Maximum number of epochs")
         start = time.process_time()
