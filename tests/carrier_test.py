@@ -20,7 +20,9 @@ def coded(num_simulations, start=0.0):
 
 
 def append(trainer, theta, x, score=None, **kwargs):
-    return trainer.append_simulations(theta, x, score=score, score_check=False, **kwargs)
+    return trainer.append_simulations(
+        theta, x, score=score, score_check=False, **kwargs
+    )
 
 
 def batches_of(trainer, **kwargs):
@@ -47,7 +49,9 @@ def assert_aligned(batches, unscored_below=-1.0):
 
 def test_without_scores_the_loaders_are_the_hosts():
     theta, x, _ = coded(60)
-    for loader in new_trainer(prior=WIDE).append_simulations(theta, x).get_dataloaders():
+    for loader in (
+        new_trainer(prior=WIDE).append_simulations(theta, x).get_dataloaders()
+    ):
         assert len(loader.dataset.tensors) == 3
 
 
@@ -177,7 +181,9 @@ def test_a_score_function_fills_in_what_is_missing_and_only_that():
     theta, x, score = simulations(60)
     trainer = new_trainer(score_fn=SIMULATOR.score)
     trainer.append_simulations(theta, x)
-    trainer.append_simulations(theta, x, score=torch.ones_like(score), score_check=False)
+    trainer.append_simulations(
+        theta, x, score=torch.ones_like(score), score_check=False
+    )
     assert torch.allclose(trainer._score_roundwise[0], score)
     assert (trainer._score_roundwise[1] == 1).all()
 

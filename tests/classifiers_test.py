@@ -55,7 +55,9 @@ def test_the_hosts_arguments_are_passed_on(model):
     estimator = smooth_classifier_nn(
         model, hidden_features=13, embedding_net_x=nn.Linear(2, 7), z_score_x="none"
     )(theta, x)
-    sizes = {m.out_features for m in estimator.net.modules() if hasattr(m, "out_features")}
+    sizes = {
+        m.out_features for m in estimator.net.modules() if hasattr(m, "out_features")
+    }
     assert 13 in sizes
     assert _embedding_size(estimator, x) == 7
 

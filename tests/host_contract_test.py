@@ -183,7 +183,9 @@ def test_training_tracks_gradients_and_validation_does_not(host):
 
 def test_the_loop_gets_its_configuration_as_a_keyword(host, monkeypatch):
     seen = {}
-    monkeypatch.setattr(host, "_run_training_loop", lambda **kwargs: seen.update(kwargs))
+    monkeypatch.setattr(
+        host, "_run_training_loop", lambda **kwargs: seen.update(kwargs)
+    )
     host.train(max_num_epochs=7)
     assert set(seen) >= {"train_loader", "val_loader", "train_config", "loss_args"}
     assert seen["train_config"].max_num_epochs == 7
@@ -191,7 +193,9 @@ def test_the_loop_gets_its_configuration_as_a_keyword(host, monkeypatch):
 
 def test_the_budget_of_epochs_is_a_number_also_by_default(host, monkeypatch):
     seen = {}
-    monkeypatch.setattr(host, "_run_training_loop", lambda **kwargs: seen.update(kwargs))
+    monkeypatch.setattr(
+        host, "_run_training_loop", lambda **kwargs: seen.update(kwargs)
+    )
     host.train()
     assert isinstance(seen["train_config"].max_num_epochs, int)
 

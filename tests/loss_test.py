@@ -136,9 +136,7 @@ def test_the_terms_gradient_is_that_of_finite_differences():
 
     def term():
         leaf = theta.clone().requires_grad_()
-        (gradient,) = torch.autograd.grad(
-            net(leaf, x).sum(), leaf, create_graph=True
-        )
+        (gradient,) = torch.autograd.grad(net(leaf, x).sum(), leaf, create_graph=True)
         return score_losses(gradient, score, mask, whitening)[1]
 
     weight = net.net[0].weight
@@ -159,7 +157,9 @@ def minimiser(rho, target, features, num_steps=60):
     b = nn.Parameter(torch.zeros(features.shape[1], 1))
     mask = torch.ones_like(target).bool()
     whitening = whitening_matrix(target, mask, target)
-    optimiser = torch.optim.LBFGS([b], max_iter=num_steps, line_search_fn="strong_wolfe")
+    optimiser = torch.optim.LBFGS(
+        [b], max_iter=num_steps, line_search_fn="strong_wolfe"
+    )
 
     def closure():
         optimiser.zero_grad()

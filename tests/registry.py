@@ -71,7 +71,9 @@ def simulations(num_simulations=200, simulator=SIMULATOR):
     return theta, x, simulator.score(theta, x)
 
 
-def new_trainer(cls=ScoreAugmentedNRE, prior=SIMULATOR.prior, classifier=None, **kwargs):
+def new_trainer(
+    cls=ScoreAugmentedNRE, prior=SIMULATOR.prior, classifier=None, **kwargs
+):
     """Return a quiet trainer with a small smooth classifier."""
     classifier = classifier or smooth_classifier_nn("mlp", hidden_features=20)
     kwargs.setdefault("tracker", Recorder())

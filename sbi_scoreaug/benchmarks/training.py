@@ -115,6 +115,6 @@ def train(
 def epochs_for(steps: int, num_simulations: int, batch_size: int = 200) -> int:
     """Return the number of epochs of the steady schedule that makes `steps` steps."""
     num_train = int(0.9 * num_simulations)
-    batch_size = min(batch_size, num_train)
-    passes = math.ceil(STEPS_PER_EPOCH / max(1, num_train // batch_size))
-    return max(1, round(steps / (passes * num_train // batch_size)) - 1)
+    steps_a_pass = num_train // min(batch_size, num_train)
+    passes = math.ceil(STEPS_PER_EPOCH / steps_a_pass)
+    return max(1, round(steps / (passes * steps_a_pass)) - 1)  # sbi adds an epoch
