@@ -27,15 +27,20 @@ import torch
 from torch import Tensor
 
 from sbi_scoreaug._host import assert_all_finite
-from sbi_scoreaug.errors import InvalidInputError, InvalidStateError, InvalidTypeError
+from sbi_scoreaug.errors import (
+    InvalidInputError,
+    InvalidStateError,
+    require_positive,
+)
 from sbi_scoreaug.score_augmented.classifiers import (
     batch_norm_part,
     buffers_put_back,
     piecewise_linear_part,
 )
 from sbi_scoreaug.score_augmented.loss import (
-    SCORE_LOSSES,
+    resolve_score_loss,
     score_losses,
+    square,
     whitening_matrix,
 )
 from sbi_scoreaug.score_augmented.monitor import ScoreMonitor
@@ -44,6 +49,7 @@ from sbi_scoreaug.score_augmented.schedule import SteadyTraining
 from sbi_scoreaug.score_augmented.weighting import (
     FixedWeights,
     ScoreWeighting,
+    require_weights,
     resolve_weighting,
 )
 from sbi_scoreaug.scores.carrier import ScoreCarrier
@@ -147,9 +153,9 @@ class ScoreTerm(ScoreMonitor, SteadyTraining, ScoreCarrier):
         resume = given.arguments.get("resume_training", False)
         if not (resume and score_weighting is None and self._weighting is not None):
             self._weighting = weighting
-        self._rho = _resolve_score_loss(score_loss, self._score_kinds)
-        _require_positive("score_every", score_every, integer=True)
-        _require_positive("score_gain", score_gain)
+        self._rho = resolve_score_loss(score_loss, self._score_kinds)
+        require_positive("score_every", score_every, integer=True)
+        require_positive("score_gain", score_gain)
         self._score_every, self._score_gain, self._step = score_every, score_gain, 0
         self._check_score_pairs(score_pairs)
         self._score_pairs = score_pairs
@@ -157,7 +163,7 @@ class ScoreTerm(ScoreMonitor, SteadyTraining, ScoreCarrier):
         try:
             return super().train(*args, **kwargs)
         finally:
-            self._pairs, self._rho = None, SCORE_LOSSES["square"]  # to be pickled
+            self._pairs, self._rho = None, square  # to be pickled
 
     def _check_score_pairs(self, score_pairs: str) -> None:
         if score_pairs not in SCORE_PAIRS:
@@ -227,7 +233,7 @@ class ScoreTerm(ScoreMonitor, SteadyTraining, ScoreCarrier):
             parameters = [p for p in self._neural_net.parameters() if p.requires_grad]
             assert self._weighting is not None
             w = self._weighting.weights(host_loss, ell, parameters)
-            _require_weights(w, ell)
+            require_weights(w, ell)
             self._last_weights = self._score_gain * w.detach()
             return host_losses + (self._last_weights * ell).sum()
         self._note_validation(host_loss, gradient, score, mask)
@@ -298,47 +304,3 @@ class ScoreTerm(ScoreMonitor, SteadyTraining, ScoreCarrier):
         """
         score = self.surrogate_score(theta, x)
         return score.T @ score / len(score)
-
-
-def _resolve_score_loss(
-    score_loss: str | Callable[[Tensor], Tensor], score_kinds: Sequence[str]
-) -> Callable[[Tensor], Tensor]:
-    if isinstance(score_loss, str) and score_loss in SCORE_LOSSES:
-        if score_loss != "square" and "joint" in score_kinds:
-            raise InvalidInputError(
-                f"score_loss: expected 'square' for joint scores, got {score_loss!r}: "
-                "only the squared loss has the exact score as its minimiser there."
-            )
-        return SCORE_LOSSES[score_loss]
-    if callable(score_loss):
-        probe = torch.zeros(3, 2)
-        if getattr(score_loss(probe), "shape", None) != probe.shape:
-            raise InvalidInputError(
-                "score_loss: expected a function that keeps the shape (batch, "
-                "dim_theta) of its residuals; it changed the shape of a (3, 2) input."
-            )
-        return score_loss
-    raise InvalidInputError(
-        f"score_loss: expected one of {tuple(SCORE_LOSSES)} or a function of the "
-        f"residuals, got {score_loss!r}."
-    )
-
-
-def _require_weights(weights: Any, ell: Tensor) -> None:
-    if not isinstance(weights, Tensor) or weights.shape != ell.shape:
-        found = tuple(weights.shape) if isinstance(weights, Tensor) else type(weights)
-        raise InvalidInputError(
-            "score_weighting: expected its method `weights` to return a tensor "
-            f"{tuple(ell.shape)}, one weight a parameter, got {found}."
-        )
-
-
-def _require_positive(name: str, value: float, integer: bool = False) -> None:
-    kinds = int if integer else (int, float)
-    if isinstance(value, bool) or not isinstance(value, kinds):
-        raise InvalidTypeError(
-            f"{name}: expected a positive {'integer' if integer else 'number'}, got "
-            f"{value!r}."
-        )
-    if not 0 < value < float("inf"):
-        raise InvalidInputError(f"{name}: expected a positive number, got {value!r}.")

@@ -193,3 +193,13 @@ def resolve_weighting(
             f"{type(score_weighting).__name__}."
         )
     return score_weighting
+
+
+def require_weights(weights: object, ell: Tensor) -> None:
+    """Raise InvalidInputError unless `weights` has the shape of `ell (dim_theta,)`."""
+    if not isinstance(weights, Tensor) or weights.shape != ell.shape:
+        found = tuple(weights.shape) if isinstance(weights, Tensor) else type(weights)
+        raise InvalidInputError(
+            "score_weighting: expected its method `weights` to return a tensor "
+            f"{tuple(ell.shape)}, one weight a parameter, got {found}."
+        )
