@@ -407,7 +407,6 @@ def test_every_posterior_of_sbi_has_the_exact_mean(well_trained, sample_with):
     posterior = well_trained.build_posterior(sample_with=sample_with, **kwargs)
     posterior.set_default_x(x_o)
     if sample_with == "vi":
-        posterior.set_q("gaussian")
         posterior.train(max_num_iters=200, show_progress_bar=False)
     samples = posterior.sample((500,), show_progress_bars=False)
     exact = SIMULATOR.exact_posterior(x_o)
