@@ -7,12 +7,23 @@ models on fields and networks, epidemics, anything written in a differentiable l
 well as to classify (Shen & Kuusela 2026, arXiv 2605.12118). The same term serves
 `NRE_B`, `NRE_C` and `BNRE` through `ScoreAugmentedRatioTerm`.
 
+`AmortizedCostEstimator` learns the expected distance between simulations and an
+observation, and samples generalized posteriors at any temperature: inference that keeps
+its sense when the model is wrong (Gao, Deistler & Macke 2023, arXiv 2305.15208).
+
 `simulate_with_score` is the twin of sbi's `simulate_for_sbi`; `check_score` tells
 whether scores belong to their simulations. `sbi_scoreaug.simulators` holds problems
 with exact scores and posteriors, `python -m sbi_scoreaug` runs a demonstration and
 `python -m sbi_scoreaug.benchmarks` measures.
 """
 
+from sbi_scoreaug.amortized_cost import (
+    AmortizedCostEstimator,
+    BetaCalibration,
+    CostBasedPotential,
+    CostNetBuilder,
+    Distance,
+)
 from sbi_scoreaug.score_augmented import (
     FixedWeights,
     GradientNormWeights,
@@ -34,6 +45,11 @@ from sbi_scoreaug.scores import (
 __version__ = "0.1.0"
 
 __all__ = [
+    "AmortizedCostEstimator",
+    "BetaCalibration",
+    "CostBasedPotential",
+    "CostNetBuilder",
+    "Distance",
     "FixedWeights",
     "GradientNormWeights",
     "ScoreAugmentedNRE",

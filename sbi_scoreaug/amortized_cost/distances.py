@@ -66,7 +66,7 @@ class Distance(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, x: Tensor, x_t: Tensor) -> Tensor:
-        """Return d(x, x_t) `(batch,)` of simulations and targets `(batch, *shape_x)`."""
+        """Return d(x, x_t) `(batch,)` of rows `(batch, *shape_x)` each."""
 
 
 class QuadraticDistance(Distance):
@@ -271,7 +271,7 @@ class CallableDistance(Distance):
                 "instead of as a lambda or inside a function; nothing is lost, train "
                 "and sample on in this session."
             ) from error
-        return self.__dict__
+        return dict(self.__dict__)
 
 
 DISTANCES: dict[str, type[Distance]] = {
@@ -329,8 +329,8 @@ def check_event_shape(distance: Distance, x: Tensor) -> None:
         )
     if not distance.on_sets and len(shape) == 2 and has_missing_trials(x).any():
         raise InvalidInputError(
-            f"x: expected points for {name}, got sets of trials with missing ones (rows "
-            "of NaN). Use a distance on sets such as 'mmd' or 'energy'."
+            f"x: expected points for {name}, got sets of trials with missing ones "
+            "(rows of NaN). Use a distance on sets such as 'mmd' or 'energy'."
         )
 
 

@@ -60,7 +60,25 @@ class ResidualNet(nn.Module):
             for _ in range(num_blocks)
         )
         self.last = nn.Linear(hidden_features, dim_out)
-        nn.init.normal_(self.last.weight, std=0.01)
+        nn.init.zeros_(self.last.weight)
+        nn.init.zeros_(self.last.bias)
+
+    def start_from_least_squares(self, inputs: Tensor, outputs: Tensor) -> Tensor:
+        """Set the linear map to the ridge regression of outputs; return residuals.
+
+        Args:
+            inputs: `(num_rows, dim_in)`, standardized.
+            outputs: `(num_rows, d)`, the first d of `dim_out`.
+        """
+        design = torch.cat([inputs, torch.ones(len(inputs), 1)], dim=1).double()
+        ridge = torch.eye(design.shape[1], dtype=torch.float64)
+        gram = design.T @ design + ridge
+        solution = torch.linalg.solve(gram, design.T @ outputs.double())
+        weight = solution.T.to(inputs)
+        with torch.no_grad():
+            self.straight.weight[: len(weight)] = weight[:, :-1]
+            self.straight.bias[: len(weight)] = weight[:, -1]
+        return outputs - self.straight(inputs)[:, : len(weight)].detach()
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Return `(..., dim_out)`."""
@@ -104,8 +122,14 @@ class CostEstimator(ConditionalEstimator):
         theta: Training parameters `(num_simulations, dim_theta)`.
         x: Valid training simulations `(num_simulations, *shape_x)`.
         distance: The distance, fitted.
+
+    Attributes:
+        needs_pairs: Whether `loss` reads targets and distances.
+        cost_scale: Standard deviation of the distance over random pairs.
+        cost_mean: Mean of the distance over random pairs.
     """
 
+    needs_pairs: bool = True
     cost_scale: Tensor
     cost_mean: Tensor
 
@@ -119,7 +143,6 @@ class CostEstimator(ConditionalEstimator):
             values = distance(x[rows], x[(rows + shift) % len(x)])
         self.register_buffer("cost_scale", values.std().clamp(min=1e-20))
         self.register_buffer("cost_mean", values.mean())
-        self.offset_start = float(values.mean() / self.cost_scale)
 
     @abstractmethod
     def encode(self, theta: Tensor) -> tuple[Tensor, ...]:
@@ -189,6 +212,8 @@ class QuadraticCost(CostEstimator):
         torch.Size([50])
     """
 
+    needs_pairs = False
+
     def __init__(
         self,
         theta: Tensor,
@@ -209,6 +234,11 @@ class QuadraticCost(CostEstimator):
         sizes = (theta.shape[1], hidden_features, num_blocks)
         self.mean_net = ResidualNet(sizes[0], features.shape[1], *sizes[1:])
         self.variance_net = ResidualNet(sizes[0], 1, *sizes[1:])
+        residual = self.mean_net.start_from_least_squares(
+            self.standardize_theta(theta), self.standardize(features)
+        )
+        variance = (residual * self.standardize.std).square().mean()
+        _set_bias(self.variance_net, _inverse_softplus(variance / self.cost_scale))
 
     def encode(self, theta: Tensor) -> tuple[Tensor, ...]:
         """Return m `(batch, num_features)` and v over its scale `(batch,)`."""
@@ -241,6 +271,8 @@ class QuadraticCost(CostEstimator):
 
 class ParticleCost(CostEstimator):
     """Pseudo-simulations whose mean distance to the target is the expected cost.
+
+    They start as the linear regression of x on theta plus residuals of K simulations.
 
     Args:
         theta: Training parameters `(num_simulations, dim_theta)`.
@@ -277,21 +309,32 @@ class ParticleCost(CostEstimator):
                 f"'energy' for 'particles', got {type(distance).__name__}. Use 'net'."
             )
         self.distance = distance
-        event = x.flatten(0, 1) if kernel else x
-        self.particle_shape = (num_particles, *event.shape[1:])
-        self.standardize = Standardize(event)
-        spread = torch.randn(self.particle_shape)
-        self.spread = nn.Parameter(0.5 * spread)
+        self.particle_shape = (num_particles, *x.shape[2 if kernel else 1 :])
         size = math.prod(self.particle_shape)
         self.net = ResidualNet(theta.shape[1], size + 1, hidden_features, num_blocks)
-        start = self.offset_start if kernel else -2.0
-        self.offset = nn.Parameter(torch.tensor(start))
+        if kernel:  # every trial is an event at its parameter
+            theta = theta.repeat_interleave(x.shape[1], dim=0)
+            _set_bias(self.net, distance.within(x).mean() / self.cost_scale, row=-1)
+            x = x.flatten(0, 1)
+            present = x.isfinite().all(dim=1)
+            theta, x = theta[present], x[present]
+        self.standardize = Standardize(x)
+        rows = torch.randint(len(x), (num_particles,))
+        inputs, outputs = self.standardize_theta(theta), self.standardize(x).flatten(1)
+        linear = ResidualNet(theta.shape[1], outputs.shape[1], 1, 0)
+        residual = linear.start_from_least_squares(inputs, outputs)[rows]
+        with torch.no_grad():
+            straight = self.net.straight
+            straight.weight[:-1] = linear.straight.weight.repeat(num_particles, 1)
+            bias = linear.straight.bias + residual
+            straight.bias[:-1] = bias.flatten()
+            straight.weight[-1] = 0
 
     def encode(self, theta: Tensor) -> tuple[Tensor, ...]:
         """Return particles `(batch, K, *shape)` and the offset v `(batch,)`."""
         outputs = self.net(self.standardize_theta(theta))
-        particles = outputs[:, :-1].reshape(-1, *self.particle_shape) + self.spread
-        offset = self.cost_scale * (outputs[:, -1] + self.offset)
+        particles = outputs[:, :-1].reshape(-1, *self.particle_shape)
+        offset = self.cost_scale * outputs[:, -1]
         return self.standardize.inverse(particles), offset
 
     def embed(self, x_t: Tensor) -> Tensor:
@@ -456,8 +499,14 @@ class PenalizedCost(ConditionalEstimator):
             valid_cost.condition_shape[0], 1, hidden_features, 1
         )
         rate = failed.double().mean().clamp(1e-3, 1 - 1e-3).logit().item()
-        nn.init.constant_(self.classifier.straight.bias, rate)
+        nn.init.zeros_(self.classifier.straight.weight)
+        _set_bias(self.classifier, torch.tensor(rate))
         self.register_buffer("penalty", penalty.detach().clone())
+
+    @property
+    def needs_pairs(self) -> bool:
+        """Whether the valid cost is trained on pairs."""
+        return self.valid_cost.needs_pairs
 
     @property
     def cost_scale(self) -> Tensor:
@@ -513,6 +562,17 @@ class PenalizedCost(ConditionalEstimator):
         )
         error = self.valid_cost.loss(input, condition, x=x, distances=distances)
         return torch.where(failed, 0.0, error) + entropy
+
+
+def _set_bias(net: ResidualNet, value: Tensor, row: int = 0) -> None:
+    """Make a constant of one output of the linear map."""
+    with torch.no_grad():
+        net.straight.bias[row] = value
+        net.straight.weight[row] = 0
+
+
+def _inverse_softplus(value: Tensor) -> Tensor:
+    return value.clamp(min=1e-6).expm1().log()
 
 
 COST_NETS: dict[str, type[CostEstimator]] = {

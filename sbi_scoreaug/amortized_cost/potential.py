@@ -66,8 +66,8 @@ class CostBasedPotential(BasePotential):
         >>> net = QuadraticCost(theta, x, resolve_distance("mse"))
         >>> prior = BoxUniform(torch.zeros(2), torch.ones(2))
         >>> potential = CostBasedPotential(net, prior, x[:1], beta=2.0)
-        >>> potential(theta).shape, potential(theta + 1).max()
-        (torch.Size([50]), tensor(-inf))
+        >>> potential(theta).shape, potential(theta + 1).max().item()
+        (torch.Size([50]), -inf)
         >>> potential.beta = 4.0
     """
 
@@ -114,9 +114,8 @@ class CostBasedPotential(BasePotential):
         x_o = torch.as_tensor(x_o, dtype=torch.float32)
         batched = x_o.unsqueeze(0) if x_o.ndim == len(shape) else x_o
         fixed = 1 if self.estimator.on_sets else 0  # the number of trials may vary
-        expected = ", ".join(
-            ("num_trials", *map(str, shape[1:])) if fixed else map(str, shape)
-        )
+        sizes = ("num_trials", *shape[1:]) if fixed else shape
+        expected = ", ".join(map(str, sizes))
         if (
             batched.ndim != len(shape) + 1
             or batched.shape[1 + fixed :] != shape[fixed:]
@@ -127,13 +126,13 @@ class CostBasedPotential(BasePotential):
             )
         if len(batched) == 0 or (fixed and batched.shape[1] < 2):
             raise InvalidInputError(
-                f"x_o: expected at least one observation (and two trials in a set), got "
-                f"{tuple(x_o.shape)}."
+                "x_o: expected at least one observation (and two trials in a set), "
+                f"got {tuple(x_o.shape)}."
             )
         if not batched.isfinite().all():
             raise InvalidInputError(
-                "x_o: expected finite values, got NaN or infinity. Leave missing trials "
-                "of a set out: the number of trials may differ from training."
+                "x_o: expected finite values, got NaN or infinity. Leave missing "
+                "trials of a set out: their number may differ from training."
             )
         return batched
 

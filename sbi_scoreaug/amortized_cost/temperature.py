@@ -248,9 +248,9 @@ def calibrate_beta(
             raise InvalidInputError(f"{name}: expected between 0 and 1, got {value}.")
     if len(theta) < MIN_OBSERVATIONS or len(theta) != len(x):
         raise InvalidInputError(
-            f"theta, x: expected at least {MIN_OBSERVATIONS} simulations from the prior "
-            f"that training did not see, got {len(theta)} and {len(x)}. Pass fresh "
-            "ones to calibrate_beta(theta=..., x=...), or a number for beta."
+            f"theta, x: expected at least {MIN_OBSERVATIONS} simulations from the "
+            f"prior that training did not see, got {len(theta)} and {len(x)}. Pass "
+            "fresh ones to calibrate_beta(theta=..., x=...), or a number for beta."
         )
     theta, x = theta[:num_observations], x[:num_observations]
     with torch.random.fork_rng(devices=[]):

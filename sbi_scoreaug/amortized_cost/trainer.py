@@ -314,15 +314,14 @@ class AmortizedCostEstimator(LikelihoodEstimatorTrainer):
                 "widened_fraction, widened_scale: expected a fraction from 0 to 1 "
                 f"and a finite scale, got {widened_fraction} and {widened_scale}."
             )
-        failed = sum(
-            int((~is_valid(self._distance, x)).sum()) for x in self._x_roundwise
-        )
+        known = torch.cat(self._x_roundwise)
+        failed = int((~is_valid(self._distance, known)).sum())
         if failed and invalid == "raise":
             raise InvalidInputError(
                 f"x: expected finite simulations, got NaN or infinity in {failed}. "
-                "Train with invalid='penalty' (failing counts as far from every target) or "
-                "invalid='drop' (failing says nothing about theta). Sets of trials "
-                "with missing ones need a distance on sets."
+                "Train with invalid='penalty' (failing counts as far from every "
+                "target) or invalid='drop' (failing says nothing about theta). Sets "
+                "of trials with missing ones need a distance on sets."
             )
         self._invalid = invalid
         self._targets_per_simulation = int(targets_per_simulation)
@@ -436,8 +435,9 @@ class AmortizedCostEstimator(LikelihoodEstimatorTrainer):
                     "cost_net: expected the function to return a ConditionalEstimator, "
                     f"got {type(custom).__name__}."
                 )
-            estimator = custom
-            if not isinstance(custom, CostEstimator):
+            if isinstance(custom, CostEstimator):
+                estimator = custom
+            else:
                 estimator = CustomCost(theta[valid], x[valid], distance, custom)
         if self._invalid == "penalty":
             largest = distance(x[valid], x[valid].roll(1, dims=0)).max()
@@ -448,25 +448,32 @@ class AmortizedCostEstimator(LikelihoodEstimatorTrainer):
         """Return losses `(batch,)` of fresh pairs, or of the fixed validation pairs."""
         assert self._pool is not None and self._neural_net is not None
         theta, x, index = batch[0], batch[1], batch[3]
-        generator = None if self._neural_net.training else self._generator
-        num_targets = self._targets_per_simulation
-        targets = self._pool.draw(index.cpu(), num_targets, generator)
-        theta, x, targets = (v.to(self._device) for v in (theta, x, targets))
+        theta, x = theta.to(self._device), x.to(self._device)
         failed = ~is_valid(self._distance, x)
         options = {}
         if isinstance(self._neural_net, PenalizedCost):
             options["failed"] = failed
             stand_in = self._pool.x[:1].to(x)
             x = torch.where(failed.reshape(-1, *(1,) * (x.ndim - 1)), stand_in, x)
-        with torch.no_grad():
-            repeated = x.repeat_interleave(num_targets, dim=0)
-            distances = self._distance(repeated, targets.flatten(0, 1))
-            distances = distances.unflatten(0, (len(x), num_targets))
+        targets, distances = x[:, None], x.new_zeros(len(x), 1)
+        if self._neural_net.needs_pairs:
+            targets, distances = self._draw_pairs(x, index)
         losses = self._neural_net.loss(
             targets, theta, x=x, distances=distances, **options
         )
         assert_all_finite(losses, f"{type(self).__name__} loss")
         return losses
+
+    def _draw_pairs(self, x: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
+        """Return targets `(batch, T, *shape_x)` and their distances `(batch, T)`."""
+        assert self._pool is not None and self._neural_net is not None
+        generator = None if self._neural_net.training else self._generator
+        num_targets = self._targets_per_simulation
+        targets = self._pool.draw(index.cpu(), num_targets, generator).to(x)
+        with torch.no_grad():
+            repeated = x.repeat_interleave(num_targets, dim=0)
+            distances = self._distance(repeated, targets.flatten(0, 1))
+        return targets, distances.unflatten(0, (len(x), num_targets))
 
     def _validate_epoch(self, *args: Any, **kwargs: Any) -> float:
         """Validate on the same pairs as ever; lower the rate when that stalls."""
