@@ -25,7 +25,7 @@ from sbi_scoreaug.errors import InvalidInputError, InvalidStateError, InvalidTyp
 from sbi_scoreaug.simulators import GaussianMixtureTrials, LinearGaussianCost
 
 PROBLEM = LinearGaussianCost(dim=2, noise_variance=0.25)
-QUICK = {"max_num_epochs": 2}
+QUICK = {"max_num_epochs": 1}
 pytestmark = [
     pytest.mark.filterwarnings("ignore:Maximum number of epochs"),
     pytest.mark.filterwarnings("ignore:The following arguments are deprecated"),
@@ -42,7 +42,7 @@ def new_trainer(num_simulations=300, problem=PROBLEM, **kwargs):
 def trained():
     torch.manual_seed(1)
     trainer = new_trainer(1000)
-    trainer.train(max_num_epochs=15)
+    trainer.train(max_num_epochs=8)
     return trainer
 
 
@@ -93,8 +93,8 @@ def test_resume_rounds_and_retraining():
     trainer = new_trainer()
     first = trainer.train(**QUICK)
     split = trainer.val_indices
-    trainer.train(resume_training=True, max_num_epochs=4)
-    assert trainer.epoch == 5 and torch.equal(trainer.val_indices, split)
+    trainer.train(resume_training=True, max_num_epochs=2)
+    assert trainer.epoch == 3 and torch.equal(trainer.val_indices, split)
     theta = 0.5 * PROBLEM.prior.sample((100,))
     trainer.append_simulations(theta, PROBLEM(theta), from_round=1)
     assert trainer.train(discard_prior_samples=True, **QUICK) is first
@@ -127,8 +127,8 @@ def test_validation_pairs_are_fixed_and_training_pairs_fresh(monkeypatch):
 
     monkeypatch.setattr(trainer, "_draw_pairs", spy)
     trainer.train(max_num_epochs=1)
-    first, second = seen[False]
-    assert torch.equal(first, second)
+    half = len(seen[False]) // 2
+    assert half and all(map(torch.equal, seen[False][:half], seen[False][half:]))
     assert not torch.equal(seen[True][0], seen[True][1])
 
 
@@ -156,7 +156,7 @@ def test_lambda_distance_trains_but_does_not_pickle(x_o):
     with pytest.raises(InvalidTypeError, match="pickled"), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         pickle.dumps(trainer)
-    trainer.train(resume_training=True, max_num_epochs=3)  # nothing is lost
+    trainer.train(resume_training=True, max_num_epochs=2)  # nothing is lost
 
 
 def test_posteriors_are_independent(trained, x_o):
@@ -174,8 +174,12 @@ def test_posteriors_are_independent(trained, x_o):
     ("sample_with", "parameters"),
     [
         ("mcmc", MCMCPosteriorParameters(num_chains=20, warmup_steps=20)),
-        ("mcmc", MCMCPosteriorParameters("hmc_pyro", num_chains=1, warmup_steps=60)),
-        ("mcmc", MCMCPosteriorParameters("nuts_pyro", num_chains=1, warmup_steps=60)),
+        ("mcmc", MCMCPosteriorParameters("hmc_pyro", num_chains=1, warmup_steps=40)),
+        pytest.param(
+            "mcmc",
+            MCMCPosteriorParameters("nuts_pyro", num_chains=1, warmup_steps=60),
+            marks=pytest.mark.slow,
+        ),
         ("rejection", None),
         ("importance", ImportanceSamplingPosteriorParameters()),
         ("vi", VIPosteriorParameters(q="gaussian")),
@@ -186,8 +190,8 @@ def test_every_sampler_finds_the_posterior(trained, x_o, sample_with, parameters
         sample_with=sample_with, posterior_parameters=parameters, beta=4.0
     ).set_default_x(x_o)
     if sample_with == "vi":
-        posterior.train(show_progress_bar=False, max_num_iters=500)
-    num = 150 if getattr(parameters, "method", "").endswith("pyro") else 1000
+        posterior.train(show_progress_bar=False, max_num_iters=200)
+    num = 80 if getattr(parameters, "method", "").endswith("pyro") else 1000
     samples = posterior.sample((num,), show_progress_bars=False)
     mean_matches(samples, x_o, 4.0)
     if sample_with != "vi":
@@ -196,7 +200,7 @@ def test_every_sampler_finds_the_posterior(trained, x_o, sample_with, parameters
 
 
 def test_beta_can_be_changed_without_training(trained, x_o):
-    posterior = trained.build_posterior(sample_with="rejection", beta=4.0)
+    posterior = trained.build_posterior(sample_with="importance", beta=4.0)
     posterior.set_default_x(x_o)
     for beta in (1.0, 12.0):
         posterior.beta = beta
@@ -212,7 +216,7 @@ def test_map_iid_batches_ensembles_and_plots(trained, x_o):
     samples = posterior.sample((500,), show_progress_bars=False)
     mean_matches(samples, x.mean(0), 8.0)
     posterior.set_default_x(x_o)
-    found = posterior.map(num_iter=50, num_init_samples=50)
+    found = posterior.map(num_iter=50, num_init_samples=20)
     exact = PROBLEM.exact_posterior(x_o, 4.0).mean
     torch.testing.assert_close(found.flatten(), exact, atol=0.25, rtol=0)
     batched = posterior.sample_batched((20,), x, show_progress_bars=False)
@@ -236,8 +240,8 @@ def test_sbc_and_tarp_run(trained):
 def test_sets_of_trials():
     problem = GaussianMixtureTrials()
     trainer = new_trainer(400, problem, distance="mmd")
-    trainer.train(max_num_epochs=10)
-    posterior = trainer.build_posterior(sample_with="rejection", beta=75.0)
+    trainer.train(max_num_epochs=5)
+    posterior = trainer.build_posterior(sample_with="importance", beta=75.0)
     truth = torch.tensor([[4.0, -4.0]])
     x_o = problem(truth)
     for x in (x_o, x_o[:, :3], x_o[0]):
@@ -260,7 +264,7 @@ def test_images_with_an_embedding_net():
     prior = BoxUniform(torch.zeros(1), torch.ones(1))
     trainer = AmortizedCostEstimator(prior, cost_net=net, show_progress_bars=False)
     trainer.append_simulations(theta, x).train(**QUICK)
-    posterior = trainer.build_posterior(sample_with="rejection", beta=1.0)
+    posterior = trainer.build_posterior(sample_with="importance", beta=1.0)
     assert posterior.sample((3,), x=x[:1], show_progress_bars=False).shape == (3, 1)
 
 
@@ -280,8 +284,8 @@ def test_failing_simulations():
         trainer.append_simulations(theta, x)
         with pytest.raises(InvalidInputError, match=f"in {int(fails.sum())}"):
             trainer.train()
-        net = trainer.train(invalid=mode, max_num_epochs=12)
-        posterior = trainer.build_posterior(sample_with="rejection", beta=4.0)
+        net = trainer.train(invalid=mode, max_num_epochs=5)
+        posterior = trainer.build_posterior(sample_with="importance", beta=4.0)
         samples = posterior.sample((500,), x=x_o, show_progress_bars=False)
         above[mode] = (samples[:, 0] > 0.8).float().mean().item()
     assert above["drop"] > 0.2  # failing says nothing: the control
@@ -305,7 +309,7 @@ def test_exclude_invalid_drops_at_once():
 
 
 def test_odd_observations_warn(trained, x_o):
-    posterior = trained.build_posterior(sample_with="rejection", beta=1.0)
+    posterior = trained.build_posterior(sample_with="importance", beta=1.0)
     far = x_o + torch.tensor([0.0, 20.0])
     with pytest.warns(ModelWarning, match=r"outside the targets.*x\[1\]"):
         posterior.set_default_x(far)
@@ -320,7 +324,7 @@ def test_appended_targets_become_familiar():
     trainer = new_trainer()
     far = torch.full((20, 2), 12.0) + torch.randn(20, 2)
     trainer.append_targets(far).append_targets(far[0]).train(**QUICK)
-    posterior = trainer.build_posterior(sample_with="rejection", beta=1.0)
+    posterior = trainer.build_posterior(sample_with="importance", beta=1.0)
     with warnings.catch_warnings():
         warnings.simplefilter("error", ModelWarning)
         posterior.set_default_x(far[:1])
