@@ -102,7 +102,7 @@ def test_effective_fraction_is_that_of_prior_draws():
 def test_one_level_of_coverage_and_the_curves():
     found = calibrate("isotropic", "coverage", level=0.9)
     assert found.beta == pytest.approx(4.0, rel=0.5)
-    assert found.coverage[0] > 0.9 > found.coverage[-1]
+    assert found.coverage.max() > 0.9 > found.coverage[-1]
     assert (found.predictive_cost.diff() < 0.02).all()
     assert found.plot() is not None
 
@@ -113,7 +113,7 @@ def test_trained_trainer_defaults_to_ml():
     trainer.append_simulations(theta, ISOTROPIC(theta))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        trainer.train(max_num_epochs=8, validation_fraction=0.2)
+        trainer.train(max_num_epochs=4, validation_fraction=0.2)
     calibration = trainer.calibrate_beta("ml")
     # standard error .06 from 256 held-out simulations
     assert calibration.beta == pytest.approx(4.0, rel=0.2)

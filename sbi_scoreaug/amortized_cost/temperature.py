@@ -324,7 +324,9 @@ def _satisfied(
         return bool(rungs["cost"][-1].mean() < true_cost.mean())
     if method == "coverage":
         target = fractions["level"] or 0.5
-        return bool(rungs["inside"][-1].mean() < target)
+        coverage = torch.stack(rungs["inside"]).mean(dim=1)
+        # the prior is calibrated as well: wait until coverage has left it upwards
+        return bool(coverage[-1] < target and coverage.max() > target + 0.02)
     if method == "ess":
         known = _effective_fraction(torch.stack(rungs["log_z"])).nan_to_num(1.0)
         return bool(known.min() < (fractions["ess_fraction"] or 0))
@@ -384,7 +386,7 @@ def _read(
 
 
 def _root(betas: Tensor, values: Tensor) -> tuple[float, float, bool]:
-    """Where the mean of `values (num_rungs, B)` crosses zero from above.
+    """Where the mean of `values (num_rungs, B)` last crosses zero from above.
 
     Returns:
         The crossing, interpolated in log beta; the standard error of its logarithm;
@@ -392,11 +394,10 @@ def _root(betas: Tensor, values: Tensor) -> tuple[float, float, bool]:
     """
     mean = values.mean(dim=1).double()
     log_betas = betas.log()
-    below = (mean <= 0).nonzero().flatten()
-    if len(below) == 0 or below[0] == 0:
-        end = 0 if len(below) else -1
-        return float(betas[end]), math.nan, False
-    k = int(below[0])
+    crossings = ((mean[:-1] > 0) & (mean[1:] <= 0)).nonzero().flatten()
+    if len(crossings) == 0:
+        return float(betas[-1 if mean[-1] > 0 else 0]), math.nan, False
+    k = int(crossings[-1]) + 1
     slope = (mean[k] - mean[k - 1]) / (log_betas[k] - log_betas[k - 1])
     root = log_betas[k - 1] - mean[k - 1] / slope
     num_observations = values.shape[1]
