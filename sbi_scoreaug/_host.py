@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from sbi.neural_nets.ratio_estimators import RatioEstimator
@@ -17,7 +17,15 @@ from sbi.utils.sbiutils import get_simulations_since_round, handle_invalid_x
 from sbi.utils.torchutils import assert_all_finite
 from torch import Tensor
 
+# Our mixins stand in front of a trainer of sbi and use its attributes, private ones
+# too. The type checker cannot know which trainer; at run time they have no base.
+if TYPE_CHECKING:
+    HostTrainer = Any
+else:
+    HostTrainer = object
+
 __all__ = [
+    "HostTrainer",
     "assert_all_finite",
     "embed_x",
     "get_simulations_since_round",

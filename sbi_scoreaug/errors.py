@@ -36,3 +36,15 @@ def warn(message: str, category: type[Warning] = ScoreWarning) -> None:
     ):
         frame, level = frame.f_back, level + 1
     warnings.warn(message, category, stacklevel=level)
+
+
+def require_positive(name: str, value: object, integer: bool = False) -> None:
+    """Raise a typed error unless `value` is a positive number, or integer."""
+    kinds = int if integer else (int, float)
+    if isinstance(value, bool) or not isinstance(value, kinds):
+        raise InvalidTypeError(
+            f"{name}: expected a positive {'integer' if integer else 'number'}, got "
+            f"{value!r}."
+        )
+    if not 0 < value < float("inf"):
+        raise InvalidInputError(f"{name}: expected a positive number, got {value!r}.")

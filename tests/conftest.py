@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -14,3 +16,14 @@ def distribution_validation_untouched():
     before = torch.distributions.Distribution._validate_args
     yield
     assert torch.distributions.Distribution._validate_args == before
+
+
+@pytest.fixture(autouse=True)
+def logs_elsewhere(monkeypatch, tmp_path):
+    """sbi's default tracker writes to a temporary folder, never where pytest runs."""
+    before = Path("sbi-logs").exists()
+    monkeypatch.setattr(
+        "sbi.inference.trainers.base.get_log_root", lambda: str(tmp_path)
+    )
+    yield
+    assert Path("sbi-logs").exists() == before

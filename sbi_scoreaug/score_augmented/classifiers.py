@@ -10,6 +10,7 @@ differentiated by x, so a ReLU there does no harm.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from sbi.neural_nets import classifier_nn
 from sbi.neural_nets.ratio_estimators import RatioEstimator
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.modules.module import register_module_forward_pre_hook
 
 from sbi_scoreaug._host import splits_into_embedding_and_head
 from sbi_scoreaug.errors import InvalidInputError
@@ -101,11 +103,46 @@ def _replace_relu(net: nn.Module, activation: type[nn.Module]) -> None:
                 setattr(module, name, activation())
 
 
-def _differentiated_modules(estimator: nn.Module) -> Iterator[nn.Module]:
+def _differentiated_modules(estimator: Any) -> Iterator[nn.Module]:
     """Yield the modules that theta passes through, where that is known."""
     if splits_into_embedding_and_head(estimator):
-        yield from estimator.embedding_net_theta.modules()  # type: ignore[union-attr]
-        yield from estimator.net.modules()  # type: ignore[union-attr]
+        yield from estimator.embedding_net_theta.modules()
+        yield from estimator.net.modules()
+
+
+@contextmanager
+def buffers_put_back() -> Iterator[None]:
+    """Undo what forward passes do to buffers, such as running means.
+
+    A builder passes rows through the user's own embedding net to learn its size.
+    """
+    before: dict[nn.Module, dict[str, Tensor]] = {}
+
+    def note(module: nn.Module, _: Any) -> None:
+        if module not in before:
+            buffers = module.named_buffers(recurse=False)
+            before[module] = {name: value.clone() for name, value in buffers}
+
+    hook = register_module_forward_pre_hook(note)
+    try:
+        yield
+    finally:
+        hook.remove()
+        for module, buffers in before.items():
+            for name, value in buffers.items():
+                getattr(module, name).copy_(value)
+
+
+def batch_norm_part(estimator: nn.Module) -> str | None:
+    """Return the name of a batch normalisation that theta passes through, if any.
+
+    It couples the rows of a batch: the gradient of one row's f is then no longer the
+    row's own, and joint and marginal pairs would be normalised apart.
+    """
+    for module in _differentiated_modules(estimator):
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            return type(module).__name__
+    return None
 
 
 def piecewise_linear_part(

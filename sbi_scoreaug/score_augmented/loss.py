@@ -3,17 +3,18 @@ r"""The score term: how far the surrogate's theta-gradient is from the score.
 Symbols: f(theta, x) the surrogate, log r(x|theta) in ratio estimation;
 s = grad_theta log p(x|theta) the likelihood score; m its mask (1 where known).
 
-At the optimum of the host's loss f(theta, x) = log p(x|theta) - c(x) + (terms without
-theta), whatever the proposal of theta, so that grad_theta f = s for *every* pair. The
-augmented loss adds, over joint pairs (theta_i, x_i),
+At the optimum of the host's loss f(theta, x) = log p(x|theta) + (terms without theta),
+whatever the proposal of theta, so that grad_theta f = s for *every* pair. The augmented
+loss adds, over joint pairs (theta_i, x_i),
 
     L = L_host + sum_k w_k ell_k,        ell_k = mean_i m_ik rho(r_ik),
     r_i = W (grad_theta f(theta_i, x_i) - s_i),     W = (mean_i s_i s_i')^(-1/2).
 
-W is computed once from the training rows. It makes r dimensionless: r = -W s, with ell_k = 1 on average, for a surrogate that ignores theta,
-and r unchanged when a parameter is rescaled. So w_k of order one serves every problem.
-With rho(r) = r^2 a *joint* score t = grad_theta log p(x, z|theta) has the same
-minimiser as s = E[t | theta, x]; a robust rho does not, and is for exact scores only.
+W is computed once from the training rows. It makes r dimensionless: for a surrogate
+that ignores theta r = -W s, and ell_k = 1 on average; and r does not change when a
+parameter is rescaled. So w_k of order one serves every problem. With rho(r) = r^2 a
+*joint* score t = grad_theta log p(x, z|theta) has the same minimiser, since
+s = E[t | theta, x]; a robust rho does not, and is for exact scores only.
 
 References: Shen & Kuusela 2026 (arXiv 2605.12118); Brehmer et al. 2020 (PNAS 117,
 arXiv 1805.12244) for joint scores.
@@ -21,11 +22,13 @@ arXiv 1805.12244) for joint scores.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+from sbi_scoreaug.errors import InvalidInputError
 
 
 def square(residual: Tensor) -> Tensor:
@@ -39,6 +42,40 @@ def huber(residual: Tensor) -> Tensor:
 
 
 SCORE_LOSSES: dict[str, Callable[[Tensor], Tensor]] = {"square": square, "huber": huber}
+
+
+def resolve_score_loss(
+    score_loss: str | Callable[[Tensor], Tensor], score_kinds: Sequence[str]
+) -> Callable[[Tensor], Tensor]:
+    """Return the function rho that `train(score_loss=...)` names.
+
+    Args:
+        score_loss: "square", "huber", or a function that keeps its input's shape.
+        score_kinds: The kinds of scores appended so far.
+
+    Raises:
+        InvalidInputError: An unknown name, a function that changes the shape, or a
+            robust loss for joint scores.
+    """
+    if isinstance(score_loss, str) and score_loss in SCORE_LOSSES:
+        if score_loss != "square" and "joint" in score_kinds:
+            raise InvalidInputError(
+                f"score_loss: expected 'square' for joint scores, got {score_loss!r}: "
+                "only the squared loss has the exact score as its minimiser there."
+            )
+        return SCORE_LOSSES[score_loss]
+    if callable(score_loss):
+        probe = torch.zeros(3, 2)
+        if getattr(score_loss(probe), "shape", None) != probe.shape:
+            raise InvalidInputError(
+                "score_loss: expected a function that keeps the shape (batch, "
+                "dim_theta) of its residuals; it changed the shape of a (3, 2) input."
+            )
+        return score_loss
+    raise InvalidInputError(
+        f"score_loss: expected one of {tuple(SCORE_LOSSES)} or a function of the "
+        f"residuals, got {score_loss!r}."
+    )
 
 
 def whitening_matrix(
@@ -66,7 +103,8 @@ def whitening_matrix(
         >>> _ = torch.manual_seed(0)
         >>> score = torch.randn(5000, 2) @ torch.tensor([[3.0, 0.0], [1.0, 0.1]])
         >>> W = whitening_matrix(score, torch.ones_like(score).bool(), score)
-        >>> torch.allclose((score @ W).T @ (score @ W) / 5000, torch.eye(2), atol=1e-3)
+        >>> z = score @ W.T
+        >>> torch.allclose(z.T @ z / 5000, torch.eye(2), atol=1e-3)
         True
     """
     score, mask = score.double(), mask.double()

@@ -21,6 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sbi_scoreaug._host import HostTrainer
 from sbi_scoreaug.score_augmented.loss import standardised_error
 
 SUMMARY_KEYS = (
@@ -31,15 +32,16 @@ SUMMARY_KEYS = (
 )
 
 
-class ScoreMonitor:
+class ScoreMonitor(HostTrainer):
     """Mixin that reports score metrics and lets them decide when to stop."""
 
     _best_host_loss = float("inf")
+    _num_logged = 0
     _last_weights: Tensor
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._summary.update({key: [] for key in SUMMARY_KEYS})  # type: ignore[attr-defined]
+        self._summary.update({key: [] for key in SUMMARY_KEYS})
         self._epoch_host_losses: list[float] = []
         self._epoch_errors: list[Tensor] = []
 
@@ -53,7 +55,7 @@ class ScoreMonitor:
     def _validate_epoch(self, *args: Any, **kwargs: Any) -> float:
         """Validate as the host, and note what the sum is made of."""
         self._epoch_host_losses, self._epoch_errors = [], []
-        val_loss = super()._validate_epoch(*args, **kwargs)  # type: ignore[misc]
+        val_loss = super()._validate_epoch(*args, **kwargs)
         if self._epoch_errors:
             wrong, all_ = torch.stack(self._epoch_errors).sum(0)
             error = wrong / all_.clamp_min(torch.finfo(all_.dtype).tiny)
@@ -64,7 +66,7 @@ class ScoreMonitor:
                 self._last_weights.tolist(),
             )
             for key, value in zip(SUMMARY_KEYS, values, strict=True):
-                self._summary[key].append(value)  # type: ignore[attr-defined]
+                self._summary[key].append(value)
         return val_loss
 
     def _converged(self, epoch: int, stop_after_epochs: int) -> bool:
@@ -72,22 +74,24 @@ class ScoreMonitor:
         if epoch == 0:
             self._best_host_loss = float("inf")
         elif self._epoch_errors:
-            host_loss = self._summary["validation_host_loss"][-1]  # type: ignore[attr-defined]
+            host_loss = self._summary["validation_host_loss"][-1]
             if host_loss < self._best_host_loss:
                 self._best_host_loss = host_loss
                 self._epochs_since_last_improvement = -1  # the host adds one
-        return super()._converged(epoch, stop_after_epochs)  # type: ignore[misc]
+        return super()._converged(epoch, stop_after_epochs)
 
     def _summarize(self, round_: int) -> None:
         """Log the host's metrics, then the score metrics of each epoch."""
-        super()._summarize(round_)  # type: ignore[misc]
+        super()._summarize(round_)
+        logged = self._num_logged
+        self._num_logged = len(self._summary[SUMMARY_KEYS[0]])
         for key in SUMMARY_KEYS:
-            for step, value in enumerate(self._summary[key]):  # type: ignore[attr-defined]
+            for step, value in enumerate(self._summary[key][logged:], start=logged):
                 if isinstance(value, float):
-                    self._tracker.log_metric(name=key, value=value, step=step)  # type: ignore[attr-defined]
+                    self._tracker.log_metric(name=key, value=value, step=step)
                     continue
                 for k, component in enumerate(value):
-                    self._tracker.log_metric(  # type: ignore[attr-defined]
+                    self._tracker.log_metric(
                         name=f"{key}_{k}", value=component, step=step
                     )
-        self._tracker.flush()  # type: ignore[attr-defined]
+        self._tracker.flush()

@@ -24,14 +24,19 @@ import torch
 from sbi.inference import NRE_A
 from torch import Tensor
 
-from sbi_scoreaug._host import embed_x, log_ratio, splits_into_embedding_and_head
+from sbi_scoreaug._host import (
+    HostTrainer,
+    embed_x,
+    log_ratio,
+    splits_into_embedding_and_head,
+)
 from sbi_scoreaug.score_augmented.classifiers import smooth_classifier_nn
 from sbi_scoreaug.score_augmented.trainer import ScoreTerm
 
 SMOOTH_CLASSIFIERS = {"smooth_resnet": "resnet", "smooth_mlp": "mlp"}
 
 
-class EmbedOnce:
+class EmbedOnce(HostTrainer):
     """Mixin for ratio estimation whose logits embed each x once a batch."""
 
     _joint: tuple[Tensor, Tensor] | None = None
@@ -44,10 +49,11 @@ class EmbedOnce:
             x: `(batch, *shape_x)`.
             num_atoms: Parameters an x, one of them its own.
         """
-        net = self._neural_net  # type: ignore[attr-defined]
-        if not self._steady or not splits_into_embedding_and_head(net):  # type: ignore[attr-defined]
-            return super()._classifier_logits(theta, x, num_atoms)  # type: ignore[misc]
+        net = self._neural_net
         batch_size, others = len(theta), num_atoms - 1
+        split = self._steady and splits_into_embedding_and_head(net)
+        if not split or others >= batch_size:  # the host refuses too few rows
+            return super()._classifier_logits(theta, x, num_atoms)
         embedded_x = embed_x(net, x)
         offsets = torch.arange(others, device=theta.device)
         if net.training:
@@ -66,7 +72,7 @@ class EmbedOnce:
     def _run_training_loop(self, *args: Any, **kwargs: Any) -> Any:
         """Run the host's loop and let go of the last batch's graph."""
         try:
-            return super()._run_training_loop(*args, **kwargs)  # type: ignore[misc]
+            return super()._run_training_loop(*args, **kwargs)
         finally:
             self._joint = None
 
@@ -134,6 +140,9 @@ class ScoreAugmentedNRE(ScoreAugmentedRatioTerm, NRE_A):
         ... )
         >>> trainer = ScoreAugmentedNRE(simulator.prior, show_progress_bars=False)
         >>> trainer = trainer.append_simulations(theta, x, score=score)
-        >>> ratio_estimator = trainer.train(max_num_epochs=1)  # doctest: +SKIP
-        >>> posterior = trainer.build_posterior()  # doctest: +SKIP
+        >>> ratio = trainer.train(max_num_epochs=1)  # doctest: +NORMALIZE_WHITESPACE
+        Neural network successfully converged after 1 epochs.
+        >>> posterior = trainer.build_posterior()
+        >>> posterior.potential(theta[:3], x=x[:1]).shape
+        torch.Size([3])
     """

@@ -1,10 +1,10 @@
 r"""Supervision beyond the simulated pairs, where the exact score is a function.
 
-grad_theta log p(x|theta) is valid at any (theta, x), so one simulation x_i can supervise
-a neighbourhood of theta_i:
+grad_theta log p(x|theta) is valid at any (theta, x), so that one simulation x_i can
+supervise a neighbourhood of theta_i:
 
-- "local": theta' = theta_i + W' xi, xi ~ N(0, I). W is the whitening matrix of the
-  loss, so that W'W is the inverse of the mean Fisher information: jitter of the
+- "local": theta' = theta_i + W' xi, xi ~ N(0, I), with W the loss's whitening matrix,
+  so that W'W is the inverse of the mean Fisher information: jitter of the
   posterior's scale.
 - "both": as many marginal pairs (theta_j, x_i) besides. Their scores can be larger than
   those of joint pairs by orders of magnitude; for most problems they do harm.

@@ -22,6 +22,7 @@ from typing import Any
 
 from torch.utils.data import DataLoader
 
+from sbi_scoreaug._host import HostTrainer
 from sbi_scoreaug.errors import InvalidInputError
 from sbi_scoreaug.scores.loaders import RepeatSampler, rebuild_loader
 
@@ -29,7 +30,7 @@ STEPS_PER_EPOCH = 50
 ANNEALED_FRACTION = 0.4
 
 
-class SteadyTraining:
+class SteadyTraining(HostTrainer):
     """Mixin of the schedule above; put it in front of a trainer of sbi.
 
     `_steady` decides at the start of `train` whether it applies.
@@ -57,7 +58,7 @@ class SteadyTraining:
             InvalidInputError: Fewer than two rows to train or to validate on.
         """
         self._anneal_start = None
-        train, validation = super().get_dataloaders(  # type: ignore[misc]
+        train, validation = super().get_dataloaders(
             starting_round,
             training_batch_size,
             validation_fraction,
@@ -66,25 +67,24 @@ class SteadyTraining:
         )
         if not self._steady:
             return train, validation
-        num_train, num_validation = len(self.train_indices), len(self.val_indices)  # type: ignore[attr-defined]
+        num_train, num_validation = len(self.train_indices), len(self.val_indices)
         if min(num_train, num_validation) < 2:
             raise InvalidInputError(
                 "expected at least two simulations to train and two to validate on, "
                 f"got {num_train} and {num_validation}. Append more simulations or "
                 "change validation_fraction."
             )
-        user_sampler = {"sampler", "shuffle"} & set(dataloader_kwargs or ())
-        if not user_sampler:
-            steps = max(1, num_train // train.batch_size)  # type: ignore[operator]
+        if "sampler" not in (dataloader_kwargs or {}):
+            steps = max(1, num_train // train.batch_size)
             passes = math.ceil(STEPS_PER_EPOCH / steps)
-            sampler = RepeatSampler(self.train_indices, passes)  # type: ignore[attr-defined]
+            sampler = RepeatSampler(self.train_indices, passes, train.batch_size)
             train = rebuild_loader(train, (), dataloader_kwargs, sampler=sampler)
-        batches = math.ceil(num_validation / validation.batch_size)  # type: ignore[operator]
+        batches = math.ceil(num_validation / validation.batch_size)
         validation = rebuild_loader(
             validation,
             (),
             dataloader_kwargs,
-            sampler=self.val_indices.tolist(),  # type: ignore[attr-defined]
+            sampler=self.val_indices.tolist(),
             batch_size=num_validation // batches,
         )
         return train, validation
@@ -92,22 +92,22 @@ class SteadyTraining:
     def _run_training_loop(self, *args: Any, **kwargs: Any) -> Any:
         """Note the host's budget of epochs, then run its loop."""
         self._max_num_epochs = kwargs["train_config"].max_num_epochs
-        return super()._run_training_loop(*args, **kwargs)  # type: ignore[misc]
+        return super()._run_training_loop(*args, **kwargs)
 
     def _train_epoch(self, *args: Any, **kwargs: Any) -> float:
         """Set this epoch's learning rate, then train as the host."""
         if self._steady:
             factor = 1.0
             if self._anneal_start is not None:
-                done = (self.epoch - self._anneal_start) / self._anneal_epochs  # type: ignore[attr-defined]
+                done = (self.epoch - self._anneal_start) / self._anneal_epochs
                 factor = max(0.0, 1.0 - done)
-            for group in self.optimizer.param_groups:  # type: ignore[attr-defined]
-                group["lr"] = factor * self.optimizer.defaults["lr"]  # type: ignore[attr-defined]
-        return super()._train_epoch(*args, **kwargs)  # type: ignore[misc]
+            for group in self.optimizer.param_groups:
+                group["lr"] = factor * self.optimizer.defaults["lr"]
+        return super()._train_epoch(*args, **kwargs)
 
     def _converged(self, epoch: int, stop_after_epochs: int) -> bool:
         """Return whether training has ended; start annealing before it does."""
-        out_of_patience = super()._converged(epoch, stop_after_epochs)  # type: ignore[misc]
+        out_of_patience = super()._converged(epoch, stop_after_epochs)
         if not self._steady:
             return out_of_patience
         if self._anneal_start is None:
@@ -124,5 +124,5 @@ class SteadyTraining:
             return False
         if epoch - self._anneal_start < self._anneal_epochs:
             return False
-        self._neural_net.load_state_dict(self._best_model_state_dict)  # type: ignore[attr-defined]
+        self._neural_net.load_state_dict(self._best_model_state_dict)
         return True

@@ -17,6 +17,7 @@ Reference: Shen & Kuusela 2026 (arXiv 2605.12118).
 
 from __future__ import annotations
 
+import inspect
 import warnings
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -26,11 +27,20 @@ import torch
 from torch import Tensor
 
 from sbi_scoreaug._host import assert_all_finite
-from sbi_scoreaug.errors import InvalidInputError, InvalidStateError, InvalidTypeError
-from sbi_scoreaug.score_augmented.classifiers import piecewise_linear_part
+from sbi_scoreaug.errors import (
+    InvalidInputError,
+    InvalidStateError,
+    require_positive,
+)
+from sbi_scoreaug.score_augmented.classifiers import (
+    batch_norm_part,
+    buffers_put_back,
+    piecewise_linear_part,
+)
 from sbi_scoreaug.score_augmented.loss import (
-    SCORE_LOSSES,
+    resolve_score_loss,
     score_losses,
+    square,
     whitening_matrix,
 )
 from sbi_scoreaug.score_augmented.monitor import ScoreMonitor
@@ -39,6 +49,7 @@ from sbi_scoreaug.score_augmented.schedule import SteadyTraining
 from sbi_scoreaug.score_augmented.weighting import (
     FixedWeights,
     ScoreWeighting,
+    require_weights,
     resolve_weighting,
 )
 from sbi_scoreaug.scores.carrier import ScoreCarrier
@@ -47,7 +58,9 @@ from sbi_scoreaug.scores.carrier import ScoreCarrier
 class ScoreTerm(ScoreMonitor, SteadyTraining, ScoreCarrier):
     """Mixin that augments the loss of a trainer of sbi with exact scores."""
 
-    _smooth: bool | None = None
+    _smooth = False
+    _score_pairs = "joint"
+    _has_columns = False
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -62,19 +75,33 @@ class ScoreTerm(ScoreMonitor, SteadyTraining, ScoreCarrier):
 
     def _validate_before_storing(self, theta: Tensor, x: Tensor) -> None:
         """Build the network once on a copy, to refuse piecewise-linear ones early."""
-        if self._smooth or self._build_neural_net is None:  # type: ignore[attr-defined]
+        if self._smooth or self._build_neural_net is None:
             return
+        if len(theta) != len(x) or {theta.dtype, x.dtype} != {torch.float32}:
+            return  # the host refuses these, and says why
         rows = x.reshape(len(x), -1).isfinite().all(1).nonzero().squeeze(1)[:100]
         if len(rows) < 2:
             return
         theta, x = theta[rows].cpu(), x[rows].cpu()
-        with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+        with (
+            torch.random.fork_rng(devices=[]),
+            warnings.catch_warnings(),
+            buffers_put_back(),
+        ):
             warnings.simplefilter("ignore")
-            estimator = self._build_neural_net(theta, x)  # type: ignore[attr-defined]
+            estimator = self._build_neural_net(theta, x)
             state = estimator.training
             log_density = partial(self._log_density, estimator.eval(), x=x)
             part = piecewise_linear_part(estimator, log_density, theta)
+            coupling = batch_norm_part(estimator)
             estimator.train(state)
+        if coupling is not None:
+            raise InvalidInputError(
+                "score: expected a network that treats every pair by itself, got "
+                f"{coupling} on the way of theta, which mixes the rows of a batch. "
+                "Use layer normalisation or none (use_batch_norm=False); in an "
+                "embedding net of x batch normalisation does no harm."
+            )
         if part is not None:
             raise InvalidInputError(
                 "score: expected a network that is smooth in theta, got a piecewise-"
@@ -101,7 +128,7 @@ class ScoreTerm(ScoreMonitor, SteadyTraining, ScoreCarrier):
 
         Args:
             args: As in the host class.
-            score_weighting: None (by kind of score), "gradient_norm", "uncertainty", a
+            score_weighting: "uncertainty" (the default, None), "gradient_norm", a
                 number, a tensor `(dim_theta,)`, or an object with
                 `weights(host_loss, score_losses, parameters) -> (dim_theta,)`.
             score_loss: "square", "huber" (exact scores only), or a function from
@@ -118,23 +145,25 @@ class ScoreTerm(ScoreMonitor, SteadyTraining, ScoreCarrier):
         Raises:
             InvalidInputError, InvalidTypeError: An option that cannot be used.
         """
-        if not self._theta_roundwise:  # type: ignore[attr-defined]
-            return super().train(*args, **kwargs)  # type: ignore[misc]
-        dim_theta = self._theta_roundwise[0].shape[-1]  # type: ignore[attr-defined]
-        weighting = resolve_weighting(score_weighting, self._score_kinds, dim_theta)
-        resume = kwargs.get("resume_training", False)
+        if not self._theta_roundwise:
+            return super().train(*args, **kwargs)
+        dim_theta = self._theta_roundwise[0].shape[-1]
+        weighting = resolve_weighting(score_weighting, dim_theta)
+        given = inspect.signature(type(self).train).bind(self, *args, **kwargs)
+        resume = given.arguments.get("resume_training", False)
         if not (resume and score_weighting is None and self._weighting is not None):
             self._weighting = weighting
-        self._rho = _resolve_score_loss(score_loss, self._score_kinds)
-        _require_positive("score_every", score_every, integer=True)
-        _require_positive("score_gain", score_gain)
+        self._rho = resolve_score_loss(score_loss, self._score_kinds)
+        require_positive("score_every", score_every, integer=True)
+        require_positive("score_gain", score_gain)
         self._score_every, self._score_gain, self._step = score_every, score_gain, 0
         self._check_score_pairs(score_pairs)
         self._score_pairs = score_pairs
+        self._last_weights = torch.full((dim_theta,), torch.nan)  # none used yet
         try:
-            return super().train(*args, **kwargs)  # type: ignore[misc]
+            return super().train(*args, **kwargs)
         finally:
-            self._pairs = None
+            self._pairs, self._rho = None, square  # to be pickled
 
     def _check_score_pairs(self, score_pairs: str) -> None:
         if score_pairs not in SCORE_PAIRS:
@@ -156,27 +185,28 @@ class ScoreTerm(ScoreMonitor, SteadyTraining, ScoreCarrier):
 
     @property
     def _steady(self) -> bool:
-        """Whether this trainer has scores to use."""
+        """Whether the batches at hand have scores to use."""
+        return self._has_columns
+
+    def _columns(self, starting_round: int) -> tuple[Tensor, ...]:
+        """Return `(score, mask)` and prepare what the term needs of all rows."""
         off = (
             isinstance(self._weighting, FixedWeights)
             and not self._weighting.value.any()
         )
-        return bool(self._score_kinds) and not off
-
-    def _columns(self, starting_round: int) -> tuple[Tensor, ...]:
-        """Return `(score, mask)` and prepare what the term needs of all rows."""
-        columns = super()._columns(starting_round) if self._steady else ()
+        columns = () if off else super()._columns(starting_round)
+        self._has_columns = bool(columns)
         if columns:
             score, mask = columns
-            theta, x, _ = self.get_simulations(starting_round)  # type: ignore[attr-defined]
-            rows = self.train_indices  # type: ignore[attr-defined]
+            theta, x, _ = self.get_simulations(starting_round)
+            rows = self.train_indices
             whitening = whitening_matrix(score[rows], mask[rows], theta[rows])
-            self._whitening = whitening.to(self._device)  # type: ignore[attr-defined]
+            self._whitening = whitening.to(self._device)
             if self._score_pairs != "joint":
                 assert self._score_fn is not None
                 self._pairs = supervised_pairs(
                     self._score_pairs, self._score_fn, theta, x, whitening, self._prior
-                )  # type: ignore[attr-defined]
+                )
                 columns = (*columns, torch.arange(len(theta), device=theta.device))
         return columns
 
@@ -184,16 +214,15 @@ class ScoreTerm(ScoreMonitor, SteadyTraining, ScoreCarrier):
 
     def _get_losses(self, batch: Sequence[Tensor], *args: Any, **kwargs: Any) -> Tensor:
         """Return the host's losses plus the score term; the host's without scores."""
-        training = self._neural_net.training  # type: ignore[attr-defined]
+        training = self._neural_net.training
         self._step += training
         if len(batch) <= 3 or (training and self._step % self._score_every):
-            return super()._get_losses(batch, *args, **kwargs)  # type: ignore[misc]
+            return super()._get_losses(batch, *args, **kwargs)
         theta, x, score, mask = (
-            column.to(self._device)  # type: ignore[attr-defined]
-            for column in (*batch[:2], *batch[3:5])
+            column.to(self._device) for column in (*batch[:2], *batch[3:5])
         )
         with torch.enable_grad():  # the host validates under no_grad
-            host_losses = super()._get_losses(batch[:3], *args, **kwargs)  # type: ignore[misc]
+            host_losses = super()._get_losses(batch[:3], *args, **kwargs)
             gradient = self._surrogate_gradient(theta, x, create_graph=training)
             ell = score_losses(gradient, score, mask, self._whitening, self._rho)
             if training and self._pairs is not None:
@@ -201,9 +230,11 @@ class ScoreTerm(ScoreMonitor, SteadyTraining, ScoreCarrier):
         assert_all_finite(ell, f"{type(self).__name__} score loss")
         host_loss = host_losses.mean()
         if training:
-            parameters = [p for p in self._neural_net.parameters() if p.requires_grad]  # type: ignore[attr-defined]
-            w = self._weighting.weights(host_loss, ell, parameters).detach()  # type: ignore[union-attr]
-            self._last_weights = self._score_gain * w
+            parameters = [p for p in self._neural_net.parameters() if p.requires_grad]
+            assert self._weighting is not None
+            w = self._weighting.weights(host_loss, ell, parameters)
+            require_weights(w, ell)
+            self._last_weights = self._score_gain * w.detach()
             return host_losses + (self._last_weights * ell).sum()
         self._note_validation(host_loss, gradient, score, mask)
         return (host_losses + ell.sum()).detach()
@@ -213,7 +244,7 @@ class ScoreTerm(ScoreMonitor, SteadyTraining, ScoreCarrier):
     ) -> Tensor:
         """Return grad_theta f(theta, x) `(batch, dim_theta)` of the current network."""
         leaf = theta.detach().clone().requires_grad_()
-        f = self._log_density(self._neural_net, leaf, x)  # type: ignore[attr-defined]
+        f = self._log_density(self._neural_net, leaf, x)
         return torch.autograd.grad(f.sum(), leaf, create_graph=create_graph)[0]
 
     def _pair_losses(self, x: Tensor, rows: Tensor) -> Tensor:
@@ -239,7 +270,7 @@ class ScoreTerm(ScoreMonitor, SteadyTraining, ScoreCarrier):
             InvalidStateError: Before training.
             InvalidInputError: Different numbers of rows.
         """
-        if self._neural_net is None:  # type: ignore[attr-defined]
+        if self._neural_net is None:
             raise InvalidStateError(
                 "surrogate_score: expected a trained network, got none. Call train() "
                 "first."
@@ -252,7 +283,7 @@ class ScoreTerm(ScoreMonitor, SteadyTraining, ScoreCarrier):
         with torch.enable_grad():
             return self._surrogate_gradient(
                 theta.to(self._device),
-                x.to(self._device),  # type: ignore[attr-defined]
+                x.to(self._device),
             )
 
     def fisher_information(self, theta: Tensor, x: Tensor) -> Tensor:
@@ -273,38 +304,3 @@ class ScoreTerm(ScoreMonitor, SteadyTraining, ScoreCarrier):
         """
         score = self.surrogate_score(theta, x)
         return score.T @ score / len(score)
-
-
-def _resolve_score_loss(
-    score_loss: str | Callable[[Tensor], Tensor], score_kinds: Sequence[str]
-) -> Callable[[Tensor], Tensor]:
-    if isinstance(score_loss, str) and score_loss in SCORE_LOSSES:
-        if score_loss != "square" and "joint" in score_kinds:
-            raise InvalidInputError(
-                f"score_loss: expected 'square' for joint scores, got {score_loss!r}: "
-                "only the squared loss has the exact score as its minimiser there."
-            )
-        return SCORE_LOSSES[score_loss]
-    if callable(score_loss):
-        probe = torch.zeros(3, 2)
-        if getattr(score_loss(probe), "shape", None) != probe.shape:
-            raise InvalidInputError(
-                "score_loss: expected a function that keeps the shape (batch, "
-                "dim_theta) of its residuals; it changed the shape of a (3, 2) input."
-            )
-        return score_loss
-    raise InvalidInputError(
-        f"score_loss: expected one of {tuple(SCORE_LOSSES)} or a function of the "
-        f"residuals, got {score_loss!r}."
-    )
-
-
-def _require_positive(name: str, value: float, integer: bool = False) -> None:
-    kinds = int if integer else (int, float)
-    if isinstance(value, bool) or not isinstance(value, kinds):
-        raise InvalidTypeError(
-            f"{name}: expected a positive {'integer' if integer else 'number'}, got "
-            f"{value!r}."
-        )
-    if not 0 < value < float("inf"):
-        raise InvalidInputError(f"{name}: expected a positive number, got {value!r}.")

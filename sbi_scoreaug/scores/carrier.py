@@ -23,6 +23,7 @@ from torch.utils.data import DataLoader
 from typing_extensions import Self
 
 from sbi_scoreaug._host import (
+    HostTrainer,
     get_simulations_since_round,
     handle_invalid_x,
     show_host_signature,
@@ -70,7 +71,7 @@ def validate_score(score: Any, theta: Tensor, name: str = "score") -> Tensor:
     return score.detach().to(torch.float32)
 
 
-class ScoreCarrier:
+class ScoreCarrier(HostTrainer):
     """Mixin that carries scores through a trainer of sbi.
 
     Put it in front of the host class. Subclasses read the batch's fourth and fifth
@@ -152,9 +153,9 @@ class ScoreCarrier:
             score = validate_score(score, theta)
             self._validate_before_storing(theta, x)
 
-        super().append_simulations(theta, x, *args, **kwargs)  # type: ignore[misc]
+        super().append_simulations(theta, x, *args, **kwargs)
 
-        stored = self._theta_roundwise[-1]  # type: ignore[attr-defined]
+        stored = self._theta_roundwise[-1]
         kept = slice(None)
         if len(stored) < len(theta):
             kept = handle_invalid_x(x, exclude_invalid_x=True)[0]
@@ -175,10 +176,10 @@ class ScoreCarrier:
                 f"{unknown} of {score.numel()} score components are NaN: they are left "
                 "out of the loss, their simulations are kept."
             )
-        if not score_check or not self._prior_masks[-1].all():  # type: ignore[attr-defined]
+        if not score_check or not self._prior_masks[-1].all():
             return
-        theta, x = self._theta_roundwise[-1], self._x_roundwise[-1]  # type: ignore[attr-defined]
-        check = check_score(theta, x, score, self._prior)  # type: ignore[attr-defined]
+        theta, x = self._theta_roundwise[-1], self._x_roundwise[-1]
+        check = check_score(theta, x, score, self._prior)
         if not check.passed:
             warn(f"{check}\nPass score_check=False to silence this.")
 
@@ -186,10 +187,18 @@ class ScoreCarrier:
         """Hook: raise here whatever makes scores unusable for this trainer."""
 
     def _call_score_fn(self, theta: Tensor, x: Tensor) -> Tensor:
-        """Return `score_fn(theta, x)` after checking it."""
+        """Return `score_fn(theta, x)` after checking it; NaN where x is not finite."""
         assert self._score_fn is not None
-        score = self._score_fn(theta, x)
-        return validate_score(score, theta, "score_fn(theta, x)")
+        valid = x.reshape(len(x), -1).isfinite().all(1)
+        name = "score_fn(theta, x)"
+        if valid.all():
+            return validate_score(self._score_fn(theta, x), theta, name)
+        score = torch.full_like(theta, torch.nan)
+        known = validate_score(
+            self._score_fn(theta[valid], x[valid]), theta[valid], name
+        )
+        score[valid] = known.to(score)
+        return score
 
     def _scores(self, starting_round: int = 0) -> tuple[Tensor, Tensor] | None:
         """Return `(score, mask)` of the rounds since `starting_round`, None if none."""
@@ -197,7 +206,7 @@ class ScoreCarrier:
             return None
         score = get_simulations_since_round(
             self._score_roundwise,
-            self._data_round_index,  # type: ignore[attr-defined]
+            self._data_round_index,
             starting_round,
         )
         mask = ~score.isnan()
@@ -212,7 +221,7 @@ class ScoreCarrier:
         dataloader_kwargs: dict | None = None,
     ) -> tuple[DataLoader, DataLoader]:
         """Return the host's loaders; with scores, batches gain `(score, mask)`."""
-        loaders = super().get_dataloaders(  # type: ignore[misc]
+        loaders = super().get_dataloaders(
             starting_round,
             training_batch_size,
             validation_fraction,

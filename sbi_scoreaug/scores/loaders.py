@@ -9,11 +9,13 @@ the data several times an epoch.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Sampler, TensorDataset
+
+from sbi_scoreaug.errors import InvalidInputError
 
 
 class BatchDataset(TensorDataset):
@@ -34,23 +36,32 @@ class BatchDataset(TensorDataset):
 class RepeatSampler(Sampler[int]):
     """Passes over `indices` `num_passes` times an epoch, each time newly shuffled.
 
+    A pass ends with its last whole batch: a batch across two passes could hold a row
+    twice, and a row would meet its own theta as a contrasting one.
+
     Example:
         >>> sorted(RepeatSampler([3, 5], num_passes=2))
         [3, 3, 5, 5]
+        >>> len(RepeatSampler([3, 5, 7], num_passes=2, batch_size=2))
+        4
     """
 
-    def __init__(self, indices: Sequence[int], num_passes: int) -> None:
+    def __init__(
+        self, indices: Sequence[int], num_passes: int, batch_size: int = 1
+    ) -> None:
         self._indices = torch.as_tensor(indices)
         self._num_passes = num_passes
+        self._rows_a_pass = len(self._indices) // batch_size * batch_size
 
     def __len__(self) -> int:
         """Return the number of rows an epoch."""
-        return len(self._indices) * self._num_passes
+        return self._rows_a_pass * self._num_passes
 
     def __iter__(self) -> Iterator[int]:
         """Yield the row numbers of one epoch."""
         for _ in range(self._num_passes):
-            yield from self._indices[torch.randperm(len(self._indices))].tolist()
+            order = torch.randperm(len(self._indices))[: self._rows_a_pass]
+            yield from self._indices[order].tolist()
 
 
 class CollateHostColumns:
@@ -65,11 +76,18 @@ class CollateHostColumns:
     def __call__(self, rows: list[tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
         """Return the user's batch followed by the further columns."""
         host_batch = self._collate_fn([row[:3] for row in rows])
+        found = [len(column) for column in host_batch]
+        if found != [len(rows)] * 3:
+            raise InvalidInputError(
+                "collate_fn: expected (theta, x, prior_mask) with the rows that it was "
+                f"given, {len(rows)} each, got columns of {found} rows. Scores travel "
+                "beside these rows: return three columns and keep their order."
+            )
         others = zip(*(row[3:] for row in rows), strict=True)
         return (*host_batch, *(torch.stack(column) for column in others))
 
 
-def _as_fetched(batch: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+def _as_fetched(batch: Any) -> Any:
     return batch
 
 
@@ -87,13 +105,11 @@ def rebuild_loader(
         dataloader_kwargs: What the user gave to `train`; it wins over `changes`.
         changes: Further arguments of `DataLoader`, e.g. `sampler`.
     """
-    tensors = (*loader.dataset.tensors, *columns)  # type: ignore[attr-defined]
+    dataset = cast(TensorDataset, loader.dataset)
+    tensors = (*dataset.tensors, *columns)
     user = dict(dataloader_kwargs or {})
-    if "shuffle" in user or "batch_sampler" in user:
-        changes.pop("sampler", None)
-    elif "sampler" not in changes and "sampler" not in user:
-        changes["sampler"] = loader.sampler
     changes = {
+        "sampler": loader.sampler,
         "batch_size": loader.batch_size,
         "drop_last": loader.drop_last,
         **changes,

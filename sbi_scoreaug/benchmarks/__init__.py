@@ -1,0 +1,8 @@
+"""One file a claim. `python -m sbi_scoreaug.benchmarks NAME` measures it again.
+
+Every benchmark prints what it measured with seeds, spread, budget and its peers in the
+same run, writes each cell to a CSV file as soon as it is finished, and goes on where it
+was stopped. Results that the README quotes stand in `benchmarks/results/`.
+"""
+
+NAMES = {"keeping_score": "ScoreAugmentedNRE: how many simulations a score is worth"}

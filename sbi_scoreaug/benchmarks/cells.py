@@ -1,0 +1,88 @@
+"""Long tables, cell by cell: each cell is written when it is finished, and kept.
+
+A *cell* is a dictionary of settings; a function turns it into a dictionary of results.
+`run_cells` runs those that the CSV file does not hold yet.
+"""
+
+from __future__ import annotations
+
+import csv
+import platform
+from collections.abc import Callable
+from datetime import date
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from joblib import Parallel, delayed
+from tqdm.auto import tqdm
+
+from sbi_scoreaug import __version__
+
+Row = dict[str, Any]
+
+
+def read_rows(path: Path) -> list[Row]:
+    """Return the finished rows of `path`, with numbers as numbers."""
+    if not path.exists():
+        return []
+    with path.open(newline="") as file:
+        return [{k: _parse(v) for k, v in row.items()} for row in csv.DictReader(file)]
+
+
+def _parse(text: str) -> Any:
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text
+
+
+def run_cells(
+    cells: list[Row],
+    function: Callable[..., Row],
+    path: Path,
+    jobs: int = 1,
+    show_progress_bar: bool = True,
+) -> list[Row]:
+    """Return the rows of all `cells`, computing those that `path` does not hold.
+
+    Args:
+        cells: Settings; passed to `function` as keywords.
+        function: Returns the results of one cell. Must be importable by workers.
+        path: CSV file; rows are appended as they come.
+        jobs: Processes, each with one thread.
+        show_progress_bar: Whether to show a bar over cells.
+    """
+    names = list(cells[0])
+    done = {tuple(row[n] for n in names) for row in read_rows(path)}
+    missing = [cell for cell in cells if tuple(cell[n] for n in names) not in done]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    results: Any = Parallel(n_jobs=jobs, return_as="generator_unordered")(
+        delayed(_run_one)(function, cell) for cell in missing
+    )
+    bar: Any = tqdm(results, total=len(missing), disable=not show_progress_bar)
+    for row in bar:
+        bar.set_postfix_str(" ".join(str(row[n]) for n in names))
+        new = not path.exists()
+        with path.open("a", newline="") as file:
+            writer = csv.DictWriter(file, fieldnames=list(row))
+            if new:
+                writer.writeheader()
+            writer.writerow(row)
+    wanted = {tuple(cell[n] for n in names) for cell in cells}
+    return [row for row in read_rows(path) if tuple(row[n] for n in names) in wanted]
+
+
+def _run_one(function: Callable[..., Row], cell: Row) -> Row:
+    torch.set_num_threads(1)
+    return {**cell, **function(**cell)}
+
+
+def provenance(command: str) -> str:
+    """Return a line that says when, with what and how a table was made."""
+    versions = [f"sbi_scoreaug {__version__}", f"Python {platform.python_version()}"]
+    versions += [f"{name} {version(name)}" for name in ("sbi", "torch", "numpy")]
+    return f"{date.today().isoformat()}; {', '.join(versions)}; `{command}`"

@@ -1,0 +1,282 @@
+"""Bad input: a typed error that says expected, got and remedy, and nothing stored."""
+
+import pytest
+import torch
+from registry import SIMULATOR, new_trainer, simulations, train
+from sbi.neural_nets import classifier_nn
+from sbi.neural_nets.ratio_estimators import RatioEstimator
+from torch import nn
+
+from sbi_scoreaug import (
+    check_score,
+    simulate_with_score,
+    smooth_classifier_nn,
+)
+from sbi_scoreaug.errors import (
+    InvalidInputError,
+    InvalidStateError,
+    InvalidTypeError,
+    ScoreaugError,
+)
+
+THETA, X, SCORE = simulations(60)
+
+
+def relu_builder(theta, x):
+    net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 1))
+    return RatioEstimator(net, theta[0].shape, x[0].shape)
+
+
+def state_of(trainer):
+    """All that appending and training change, to compare before and after."""
+    return {
+        "rounds": [id(t) for t in trainer._theta_roundwise],
+        "x": [id(t) for t in trainer._x_roundwise],
+        "scores": [id(t) for t in trainer._score_roundwise],
+        "kinds": list(trainer._score_kinds),
+        "index": list(trainer._data_round_index),
+        "masks": len(trainer._prior_masks),
+        "network": id(trainer._neural_net),
+        "summary": {key: list(values) for key, values in trainer.summary.items()},
+    }
+
+
+# name: (score, other arguments of append_simulations, type, built-in, words)
+APPEND = {
+    "a column too few": (
+        SCORE[:, :1], {}, InvalidInputError, ValueError, ["(60, 2)", "(60, 1)"],
+    ),
+    "a row too few": (
+        SCORE[:59], {}, InvalidInputError, ValueError, ["(60, 2)", "(59, 2)"],
+    ),
+    "transposed": (SCORE.T, {}, InvalidInputError, ValueError, ["(60, 2)", "(2, 60)"]),
+    "flat": (SCORE[:, 0], {}, InvalidInputError, ValueError, ["(60, 2)", "(60,)"]),
+    "NaN throughout": (
+        torch.full_like(SCORE, torch.nan), {}, InvalidInputError, ValueError,
+        ["at least one known", "NaN", "Leave"],
+    ),
+    "infinite": (
+        SCORE.clone().fill_(torch.inf), {}, InvalidInputError, ValueError,
+        ["finite", "120", "NaN"],
+    ),
+    "an array": (
+        SCORE.numpy(), {}, InvalidTypeError, TypeError,
+        ["Tensor", "ndarray", "as_tensor"],
+    ),
+    "integers": (
+        SCORE.long(), {}, InvalidTypeError, TypeError,
+        ["floating", "int64", "as_tensor"],
+    ),
+    "an unknown kind": (
+        SCORE, {"score_kind": "latent"}, InvalidInputError, ValueError,
+        ["score_kind", "'exact'", "'joint'", "'latent'"],
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", APPEND.values(), ids=APPEND)
+def test_scores_that_cannot_be_used_are_refused_and_nothing_is_stored(case):
+    score, kwargs, error, builtin, words = case
+    trainer = new_trainer().append_simulations(THETA, X, score=SCORE)
+    before = state_of(trainer)
+    with pytest.raises(error) as caught:
+        trainer.append_simulations(THETA, X, score=score, **kwargs)
+    assert isinstance(caught.value, builtin) and isinstance(caught.value, ScoreaugError)
+    assert all(word in str(caught.value) for word in words), str(caught.value)
+    assert state_of(trainer) == before
+    train(trainer, max_num_epochs=1)  # earlier rounds are intact
+
+
+CLASSIFIERS = {
+    "sbi's resnet": ("resnet", "smooth"),
+    "sbi's mlp": ("mlp", "ReLU"),
+    "sbi's linear": ("linear", "smooth"),
+    "built by classifier_nn": (classifier_nn("mlp"), "ReLU"),
+    "a builder of the user's": (relu_builder, "ReLU"),
+    "ReLU in the embedding of theta": (
+        smooth_classifier_nn(
+            "mlp", embedding_net_theta=nn.Sequential(nn.Linear(2, 3), nn.ReLU())
+        ),
+        "ReLU",
+    ),
+    "batch norm": (smooth_classifier_nn("resnet", use_batch_norm=True), "BatchNorm1d"),
+}
+
+
+@pytest.mark.parametrize("case", CLASSIFIERS.values(), ids=CLASSIFIERS)
+def test_networks_whose_score_cannot_be_trained_are_refused_with_scores_only(case):
+    classifier, word = case
+    trainer = new_trainer(classifier=classifier)
+    before = state_of(trainer)
+    with pytest.raises(InvalidInputError, match=word) as caught:
+        trainer.append_simulations(THETA, X, score=SCORE)
+    assert "expected" in str(caught.value) and "got" in str(caught.value)
+    assert state_of(trainer) == before
+    train(trainer.append_simulations(THETA, X), max_num_epochs=1)
+
+
+# name: (score_fn, type, words)
+FUNCTIONS = {
+    "a column too few": (
+        lambda theta, x: theta[:, :1], InvalidInputError, ["score_fn", "(60, 1)"],
+    ),
+    "a row too few": (
+        lambda theta, x: theta[1:], InvalidInputError, ["score_fn", "(59, 2)"],
+    ),
+    "no tensor": (
+        lambda theta, x: theta.numpy(), InvalidTypeError, ["score_fn", "ndarray"],
+    ),
+    "NaN throughout": (
+        lambda theta, x: theta * torch.nan, InvalidInputError, ["score_fn", "NaN"],
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", FUNCTIONS.values(), ids=FUNCTIONS)
+def test_score_functions_that_return_something_else_are_refused(case):
+    score_fn, error, words = case
+    trainer = new_trainer(score_fn=score_fn)
+    before = state_of(trainer)
+    with pytest.raises(error) as caught:
+        trainer.append_simulations(THETA, X)
+    assert all(word in str(caught.value) for word in words), str(caught.value)
+    assert state_of(trainer) == before
+
+
+def test_a_score_function_that_cannot_be_called_is_refused():
+    with pytest.raises(InvalidTypeError, match="score_fn.*Tensor"):
+        new_trainer(score_fn=SCORE)
+
+
+class FlatWeights:
+    def weights(self, host_loss, score_losses, parameters):
+        return torch.ones(5)
+
+
+# name: (arguments of train, type, words)
+TRAIN = {
+    "a name": (
+        {"score_weighting": "wang"}, InvalidInputError, ["gradient_norm", "'wang'"],
+    ),
+    "negative weight": ({"score_weighting": -1.0}, InvalidInputError, [">= 0", "-1"]),
+    "NaN weight": (
+        {"score_weighting": float("nan")}, InvalidInputError, ["finite", "nan"],
+    ),
+    "one negative weight": (
+        {"score_weighting": torch.tensor([1.0, -2.0])}, InvalidInputError,
+        [">= 0", "-2"],
+    ),
+    "weights too many": (
+        {"score_weighting": torch.ones(3)}, InvalidInputError, ["(2,)", "(3,)"],
+    ),
+    "weights in a matrix": (
+        {"score_weighting": torch.ones(2, 2)}, InvalidInputError, ["(2,)", "(2, 2)"],
+    ),
+    "no weights": (
+        {"score_weighting": object()}, InvalidTypeError, ["weights", "object"],
+    ),
+    "a list": ({"score_weighting": [1.0, 1.0]}, InvalidTypeError, ["tensor", "list"]),
+    "a loss": ({"score_loss": "cubic"}, InvalidInputError, ["huber", "'cubic'"]),
+    "a loss that sums": (
+        {"score_loss": torch.sum}, InvalidInputError, ["score_loss", "shape"],
+    ),
+    "every 0": ({"score_every": 0}, InvalidInputError, ["score_every", "0"]),
+    "every 1.5": ({"score_every": 1.5}, InvalidTypeError, ["integer", "1.5"]),
+    "gain 0": ({"score_gain": 0.0}, InvalidInputError, ["score_gain", "positive"]),
+    "gain infinite": (
+        {"score_gain": float("inf")}, InvalidInputError, ["score_gain", "inf"],
+    ),
+    "gain of text": ({"score_gain": "1"}, InvalidTypeError, ["score_gain", "number"]),
+    "unknown pairs": (
+        {"score_pairs": "all"}, InvalidInputError, ["score_pairs", "'local'", "'all'"],
+    ),
+    "local without function": (
+        {"score_pairs": "local"}, InvalidInputError, ["score_fn", "'joint'"],
+    ),
+    "both without function": (
+        {"score_pairs": "both"}, InvalidInputError, ["score_fn", "'joint'"],
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", TRAIN.values(), ids=TRAIN)
+def test_options_that_cannot_be_used_are_refused_before_training(case):
+    options, error, words = case
+    trainer = new_trainer().append_simulations(THETA, X, score=SCORE)
+    before = state_of(trainer)
+    with pytest.raises(error) as caught:
+        train(trainer, max_num_epochs=1, **options)
+    assert all(word in str(caught.value) for word in words), str(caught.value)
+    assert state_of(trainer) == before
+    train(trainer, max_num_epochs=1)
+
+
+def test_weights_of_the_wrong_shape_from_a_hook_are_refused():
+    trainer = new_trainer().append_simulations(THETA, X, score=SCORE)
+    with pytest.raises(InvalidInputError, match="one weight a parameter"):
+        train(trainer, max_num_epochs=1, score_weighting=FlatWeights())
+
+
+@pytest.mark.parametrize("pairs", ["local", "both"])
+def test_joint_scores_supervise_joint_pairs_only(pairs):
+    trainer = new_trainer(score_fn=SIMULATOR.score)
+    trainer.append_simulations(THETA, X, score=SCORE, score_kind="joint")
+    with pytest.raises(InvalidInputError, match="joint score is valid only"):
+        train(trainer, max_num_epochs=1, score_pairs=pairs)
+
+
+def test_joint_scores_need_the_squared_loss():
+    trainer = new_trainer().append_simulations(
+        THETA, X, score=SCORE, score_kind="joint"
+    )
+    with pytest.raises(InvalidInputError, match="'square'.*'huber'"):
+        train(trainer, max_num_epochs=1, score_loss="huber")
+
+
+@pytest.mark.parametrize("num_simulations", [2, 10])
+def test_too_few_simulations_are_refused(num_simulations):
+    rows = slice(num_simulations)
+    trainer = new_trainer().append_simulations(THETA[rows], X[rows], score=SCORE[rows])
+    with pytest.raises(InvalidInputError, match="at least two"):
+        train(trainer, max_num_epochs=1)
+    assert trainer._neural_net is None
+
+
+def test_fewer_simulations_than_a_batch_train():
+    trainer = new_trainer().append_simulations(THETA, X, score=SCORE)
+    train(trainer, max_num_epochs=1, training_batch_size=1000)
+
+
+def test_the_surrogate_score_needs_a_network_and_pairs():
+    trainer = new_trainer().append_simulations(THETA, X, score=SCORE)
+    with pytest.raises(InvalidStateError, match="train") as caught:
+        trainer.surrogate_score(THETA, X)
+    assert isinstance(caught.value, RuntimeError)
+    train(trainer, max_num_epochs=1)
+    with pytest.raises(InvalidInputError, match="60 and 59"):
+        trainer.surrogate_score(THETA, X[1:])
+
+
+def test_the_functions_refuse_with_the_same_types():
+    with pytest.raises(InvalidInputError):
+        check_score(THETA, X, SCORE[:, :1], SIMULATOR.prior)
+    with pytest.raises(InvalidTypeError):
+        simulate_with_score(
+            lambda theta: theta, SIMULATOR.prior, 3, show_progress_bar=False
+        )
+
+
+@pytest.mark.parametrize(
+    ("theta", "x"),
+    [(THETA.double(), X), (THETA, X.double()), (THETA, X[:59]), (THETA.long(), X)],
+    ids=["double theta", "double x", "a row of x too few", "integer theta"],
+)
+def test_what_sbi_refuses_without_scores_it_refuses_with_them(theta, x):
+    plain = new_trainer()
+    with pytest.raises(Exception) as expected:  # noqa: B017, PT011
+        plain.append_simulations(theta, x)
+    trainer = new_trainer()
+    with pytest.raises(type(expected.value)) as caught:
+        trainer.append_simulations(theta, x, score=SCORE)
+    assert str(caught.value) == str(expected.value)
+    assert state_of(trainer)["rounds"] == [] == state_of(trainer)["scores"]
