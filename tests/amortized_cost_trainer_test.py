@@ -225,12 +225,13 @@ def test_map_iid_batches_ensembles_and_plots(trained, x_o):
     samples = posterior.sample((500,), show_progress_bars=False)
     mean_matches(samples, x.mean(0), 8.0)
     posterior.set_default_x(x_o)
-    found = posterior.map(num_iter=50, num_init_samples=20)
+    found = posterior.map(num_iter=30, num_init_samples=20, num_to_optimize=5)
     exact = PROBLEM.exact_posterior(x_o, 4.0).mean
     torch.testing.assert_close(found.flatten(), exact, atol=0.25, rtol=0)
     batched = posterior.sample_batched((20,), x, show_progress_bars=False)
     assert batched.shape == (20, 2, 2)
-    ensemble = EnsemblePosterior([posterior, trained.build_posterior(beta=4.0)])
+    other = trained.build_posterior(beta=4.0, posterior_parameters=parameters)
+    ensemble = EnsemblePosterior([posterior, other])
     assert ensemble.set_default_x(x_o).sample((4,)).shape == (4, 2)
 
 

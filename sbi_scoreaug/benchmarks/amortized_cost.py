@@ -32,12 +32,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from sbi.inference import NLE_A, NPE_C, MCMCPosteriorParameters
+from sbi.inference import NLE_A, NPE_C
+from sbi.inference.posteriors.posterior_parameters import MCMCPosteriorParameters
 from sbi.utils.metrics import c2st
-from sbi_scoreaug.benchmarks.cells import Row, provenance, run_cells
 from torch import Tensor
 
 from sbi_scoreaug.amortized_cost import AmortizedCostEstimator, MMDDistance
+from sbi_scoreaug.benchmarks.cells import Row, provenance, run_cells
 from sbi_scoreaug.simulators import (
     CostSimulator,
     GaussianMixtureTrials,
