@@ -61,7 +61,7 @@ PAPER_C2ST = {  # (well-specified, misspecified) at low, middle and high beta
 }
 KINDS = ("well", "mis")
 FIGURES = ("error", "c2st", "distance", "excess", "coverage")
-CHAINS = MCMCPosteriorParameters(num_chains=50, warmup_steps=50, thin=2)
+CHAINS = MCMCPosteriorParameters(num_chains=100, warmup_steps=20, thin=1)
 Sampler = Callable[[Tensor, float, int], Tensor]
 
 
@@ -136,7 +136,7 @@ def _measure(
     x_o: Tensor,
     beta: float,
     truth: Tensor,
-    num_samples: int = 500,
+    num_samples: int = 300,
 ) -> dict[str, float]:
     samples = sample(x_o, beta, num_samples)
     draws = task.distance(task(samples), x_o.expand(len(samples), *x_o.shape[1:]))
@@ -181,7 +181,7 @@ def _train_ace(task: CostSimulator, theta: Tensor, x: Tensor) -> tuple[Sampler, 
 def _train_npe(task: CostSimulator, theta: Tensor, x: Tensor) -> tuple[Sampler, None]:
     trainer = NPE_C(task.prior, show_progress_bars=False)
     trainer.append_simulations(theta, x.flatten(1)).train()
-    # rejection may never end for misspecified observations: sample the flow, clamp
+    # rejection may never end for misspecified observations: draw from the flow once
     flow = trainer.build_posterior().posterior_estimator
 
     def sample(x_o: Tensor, beta: float, num_samples: int) -> Tensor:
