@@ -89,7 +89,7 @@ def main(argv: list[str] | None = None) -> None:
         METHODS,
         (2 if options.quick else 10,),
     )
-    cells = [dict(zip(keys, values, strict=True)) for values in settings]
+    cells: list[Row] = [dict(zip(keys, values, strict=True)) for values in settings]
     rows = run_cells(cells, run_cell, options.out, options.jobs)
     print(table(rows))
     print(provenance("python -m sbi_scoreaug.benchmarks amortized_cost"))
@@ -182,7 +182,8 @@ def _train_npe(task: CostSimulator, theta: Tensor, x: Tensor) -> tuple[Sampler, 
     trainer = NPE_C(task.prior, show_progress_bars=False)
     trainer.append_simulations(theta, x.flatten(1)).train()
     # rejection may never end for misspecified observations: draw from the flow once
-    flow = trainer.build_posterior().posterior_estimator
+    posterior: Any = trainer.build_posterior()
+    flow = posterior.posterior_estimator
 
     def sample(x_o: Tensor, beta: float, num_samples: int) -> Tensor:
         with torch.no_grad():
