@@ -115,7 +115,7 @@ def test_trained_trainer_defaults_to_ml():
         warnings.simplefilter("ignore")
         trainer.train(max_num_epochs=4, validation_fraction=0.2)
     calibration = trainer.calibrate_beta("ml")
-    # standard error .06 from 256 held-out simulations
+    assert calibration.stderr < 0.15
     assert calibration.beta == pytest.approx(4.0, rel=0.2)
     posterior = trainer.build_posterior()
     assert posterior.beta == calibration.beta
