@@ -13,8 +13,8 @@ from sbi_scoreaug import smooth_classifier_nn
 from sbi_scoreaug.errors import InvalidInputError
 from sbi_scoreaug.score_augmented.classifiers import (
     ACTIVATIONS,
-    piecewise_linear_part,
 )
+from sbi_scoreaug.score_augmented.smoothness import piecewise_linear_part
 
 MODELS = ("resnet", "mlp")
 

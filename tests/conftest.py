@@ -21,9 +21,10 @@ def distribution_validation_untouched():
 @pytest.fixture(autouse=True)
 def logs_elsewhere(monkeypatch, tmp_path):
     """sbi's default tracker writes to a temporary folder, never where pytest runs."""
-    before = Path("sbi-logs").exists()
+    logs = Path("sbi-logs").absolute()
+    before = logs.exists()
     monkeypatch.setattr(
         "sbi.inference.trainers.base.get_log_root", lambda: str(tmp_path)
     )
     yield
-    assert Path("sbi-logs").exists() == before
+    assert logs.exists() == before

@@ -85,7 +85,7 @@ def whitening_matrix(
 
     Of all such roots, W = R^(-1/2) S^(-1) with S the root mean squares of the
     components and R their correlation: component k of W s stays the one nearest to
-    parameter k, whatever the units. Where components are missing W is
+    parameter k, whatever the units. Where a row knows some components only, W is
     diagonal; a component whose score is always zero is measured in standard
     deviations of its parameter instead.
 
@@ -111,9 +111,11 @@ def whitening_matrix(
     mean_square = (mask * score.square()).sum(0) / mask.sum(0).clamp_min(1.0)
     spread = theta.double().var(0).clamp_min(1e-30)
     scale = torch.where(mean_square > 0, mean_square, 1 / spread).sqrt()
-    if not mask.bool().all() or len(score) < 2 * score.shape[1]:
+    complete = mask.bool().all(1)
+    partial = mask.bool().any(1) & ~complete
+    if partial.any() or complete.sum() < 2 * score.shape[1]:
         return torch.diag(1 / scale).float()
-    z = score / scale
+    z = score[complete] / scale
     correlation = z.T @ z / len(z)
     correlation.diagonal().copy_(torch.ones_like(scale))
     values, vectors = torch.linalg.eigh(correlation)
@@ -130,7 +132,7 @@ def residuals(
         gradient: grad_theta f(theta_i, x_i), `(batch, dim_theta)`.
         score: `(batch, dim_theta)`.
         mask: `(batch, dim_theta)`.
-        whitening: W `(dim_theta, dim_theta)`, diagonal where components are missing.
+        whitening: W `(dim_theta, dim_theta)`, diagonal where a row is partly known.
     """
     return ((gradient - score) * mask) @ whitening.T
 

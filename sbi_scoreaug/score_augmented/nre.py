@@ -140,8 +140,7 @@ class ScoreAugmentedNRE(ScoreAugmentedRatioTerm, NRE_A):
         ... )
         >>> trainer = ScoreAugmentedNRE(simulator.prior, show_progress_bars=False)
         >>> trainer = trainer.append_simulations(theta, x, score=score)
-        >>> ratio = trainer.train(max_num_epochs=1)  # doctest: +NORMALIZE_WHITESPACE
-        Neural network successfully converged after 1 epochs.
+        >>> ratio_estimator = trainer.train(max_num_epochs=1)
         >>> posterior = trainer.build_posterior()
         >>> posterior.potential(theta[:3], x=x[:1]).shape
         torch.Size([3])

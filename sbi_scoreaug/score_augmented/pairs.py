@@ -49,6 +49,7 @@ def supervised_pairs(
     x: Tensor,
     whitening: Tensor,
     prior: Distribution | None,
+    device: torch.device | str = "cpu",
 ) -> PairTable:
     """Return parameters around (and, for "both", away from) each simulation.
 
@@ -58,7 +59,8 @@ def supervised_pairs(
         theta: `(num_simulations, dim_theta)`.
         x: `(num_simulations, *shape_x)`.
         whitening: W `(dim_theta, dim_theta)`.
-        prior: Parameters outside its support are masked.
+        prior: Parameters outside its support are replaced by the simulation's own.
+        device: That of the prior.
 
     Raises:
         InvalidInputError: `score_fn` returns another shape than theta's.
@@ -70,7 +72,7 @@ def supervised_pairs(
         else:
             shifted = theta + torch.randn_like(theta) @ whitening.to(theta.device)
             if prior is not None:
-                inside = prior.log_prob(shifted.to("cpu")).isfinite().to(theta.device)
+                inside = prior.log_prob(shifted.to(device)).isfinite().to(theta.device)
                 shifted = torch.where(inside.unsqueeze(1), shifted, theta)
         score = score_fn(shifted, x).detach().to(theta.dtype)
         if score.shape != theta.shape:

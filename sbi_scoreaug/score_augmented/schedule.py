@@ -18,12 +18,13 @@ only there, three things change, all within the host's loop:
 from __future__ import annotations
 
 import math
+import sys
 from typing import Any
 
 from torch.utils.data import DataLoader
 
 from sbi_scoreaug._host import HostTrainer
-from sbi_scoreaug.errors import InvalidInputError
+from sbi_scoreaug.errors import InvalidInputError, warn
 from sbi_scoreaug.scores.loaders import RepeatSampler, rebuild_loader
 
 STEPS_PER_EPOCH = 50
@@ -38,6 +39,7 @@ class SteadyTraining(HostTrainer):
 
     _anneal_start: int | None = None
     _max_num_epochs: int | None = None
+    _in_budget = True
 
     @property
     def _steady(self) -> bool:
@@ -92,37 +94,52 @@ class SteadyTraining(HostTrainer):
     def _run_training_loop(self, *args: Any, **kwargs: Any) -> Any:
         """Note the host's budget of epochs, then run its loop."""
         self._max_num_epochs = kwargs["train_config"].max_num_epochs
-        return super()._run_training_loop(*args, **kwargs)
+        try:
+            return super()._run_training_loop(*args, **kwargs)
+        finally:
+            self._set_learning_rate(1.0)  # for a resumed training
+
+    def _set_learning_rate(self, factor: float) -> None:
+        for group in self.optimizer.param_groups:
+            group["lr"] = factor * self.optimizer.defaults["lr"]
 
     def _train_epoch(self, *args: Any, **kwargs: Any) -> float:
         """Set this epoch's learning rate, then train as the host."""
-        if self._steady:
-            factor = 1.0
-            if self._anneal_start is not None:
-                done = (self.epoch - self._anneal_start) / self._anneal_epochs
-                factor = max(0.0, 1.0 - done)
-            for group in self.optimizer.param_groups:
-                group["lr"] = factor * self.optimizer.defaults["lr"]
+        if self._anneal_start is not None:
+            done = (self.epoch - self._anneal_start) / self._anneal_epochs
+            self._set_learning_rate(max(0.0, 1.0 - done))
         return super()._train_epoch(*args, **kwargs)
 
     def _converged(self, epoch: int, stop_after_epochs: int) -> bool:
         """Return whether training has ended; start annealing before it does."""
-        out_of_patience = super()._converged(epoch, stop_after_epochs)
+        annealing = self._anneal_start is not None
+        patience = sys.maxsize if annealing else stop_after_epochs
+        out_of_patience = super()._converged(epoch, patience)
         if not self._steady:
             return out_of_patience
-        if self._anneal_start is None:
-            assert self._max_num_epochs is not None
-            budget = math.ceil(ANNEALED_FRACTION * self._max_num_epochs)
-            if out_of_patience:
-                self._anneal_epochs = min(stop_after_epochs, budget)
-            elif epoch >= self._max_num_epochs - budget:
-                self._anneal_epochs = budget
-            else:
+        if self._anneal_start is not None:
+            if epoch - self._anneal_start < self._anneal_epochs:
                 return False
+            self._neural_net.load_state_dict(self._best_model_state_dict)
+            return True
+        assert self._max_num_epochs is not None
+        budget = math.ceil(ANNEALED_FRACTION * self._max_num_epochs)
+        self._in_budget = out_of_patience
+        if out_of_patience or epoch >= self._max_num_epochs - budget:
+            left = max(1, self._max_num_epochs - epoch)
             self._anneal_start = epoch
+            self._anneal_epochs = min(
+                left, stop_after_epochs if out_of_patience else left
+            )
             self._epochs_since_last_improvement = 0
-            return False
-        if epoch - self._anneal_start < self._anneal_epochs:
-            return False
-        self._neural_net.load_state_dict(self._best_model_state_dict)
-        return True
+        return False
+
+    def _report_convergence_at_end(self, epoch: int, max_num_epochs: int) -> None:
+        """Report as the host; annealing for want of epochs is not convergence."""
+        if not self._steady or self._in_budget:
+            return super()._report_convergence_at_end(epoch, max_num_epochs)
+        warn(
+            f"Maximum number of epochs max_num_epochs={max_num_epochs} reached: the "
+            "learning rate was lowered before patience ended. More epochs may help.",
+            UserWarning,
+        )

@@ -18,9 +18,7 @@ Reference: Shen & Kuusela 2026 (arXiv 2605.12118).
 from __future__ import annotations
 
 import inspect
-import warnings
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Any
 
 import torch
@@ -32,11 +30,6 @@ from sbi_scoreaug.errors import (
     InvalidStateError,
     require_positive,
 )
-from sbi_scoreaug.score_augmented.classifiers import (
-    batch_norm_part,
-    buffers_put_back,
-    piecewise_linear_part,
-)
 from sbi_scoreaug.score_augmented.loss import (
     resolve_score_loss,
     score_losses,
@@ -46,6 +39,7 @@ from sbi_scoreaug.score_augmented.loss import (
 from sbi_scoreaug.score_augmented.monitor import ScoreMonitor
 from sbi_scoreaug.score_augmented.pairs import SCORE_PAIRS, PairTable, supervised_pairs
 from sbi_scoreaug.score_augmented.schedule import SteadyTraining
+from sbi_scoreaug.score_augmented.smoothness import require_smooth
 from sbi_scoreaug.score_augmented.weighting import (
     FixedWeights,
     ScoreWeighting,
@@ -82,33 +76,9 @@ class ScoreTerm(ScoreMonitor, SteadyTraining, ScoreCarrier):
         rows = x.reshape(len(x), -1).isfinite().all(1).nonzero().squeeze(1)[:100]
         if len(rows) < 2:
             return
-        theta, x = theta[rows].cpu(), x[rows].cpu()
-        with (
-            torch.random.fork_rng(devices=[]),
-            warnings.catch_warnings(),
-            buffers_put_back(),
-        ):
-            warnings.simplefilter("ignore")
-            estimator = self._build_neural_net(theta, x)
-            state = estimator.training
-            log_density = partial(self._log_density, estimator.eval(), x=x)
-            part = piecewise_linear_part(estimator, log_density, theta)
-            coupling = batch_norm_part(estimator)
-            estimator.train(state)
-        if coupling is not None:
-            raise InvalidInputError(
-                "score: expected a network that treats every pair by itself, got "
-                f"{coupling} on the way of theta, which mixes the rows of a batch. "
-                "Use layer normalisation or none (use_batch_norm=False); in an "
-                "embedding net of x batch normalisation does no harm."
-            )
-        if part is not None:
-            raise InvalidInputError(
-                "score: expected a network that is smooth in theta, got a piecewise-"
-                f"linear one ({part}), whose score cannot be trained. Leave the "
-                "network at its default, or build it with smooth activations such as "
-                "SiLU (smooth_classifier_nn for ratio estimation)."
-            )
+        require_smooth(
+            self._build_neural_net, self._log_density, theta[rows].cpu(), x[rows].cpu()
+        )
         self._smooth = True
 
     def train(
@@ -205,7 +175,13 @@ class ScoreTerm(ScoreMonitor, SteadyTraining, ScoreCarrier):
             if self._score_pairs != "joint":
                 assert self._score_fn is not None
                 self._pairs = supervised_pairs(
-                    self._score_pairs, self._score_fn, theta, x, whitening, self._prior
+                    self._score_pairs,
+                    self._score_fn,
+                    theta,
+                    x,
+                    whitening,
+                    self._prior,
+                    self._device,
                 )
                 columns = (*columns, torch.arange(len(theta), device=theta.device))
         return columns
