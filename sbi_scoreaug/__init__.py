@@ -10,12 +10,23 @@ well as to classify (Shen & Kuusela 2026, arXiv 2605.12118). The same term serve
 `ScoreNPE` is an `NPSE` whose posterior takes any number of observations, composed when
 sampling (Geffner, Papamakarios & Mnih 2023, arXiv 2209.14249).
 
+`AmortizedCostEstimator` learns the expected distance between simulations and an
+observation, and samples generalized posteriors at any temperature: inference that keeps
+its sense when the model is wrong (Gao, Deistler & Macke 2023, arXiv 2305.15208).
+
 `simulate_with_score` is the twin of sbi's `simulate_for_sbi`; `check_score` tells
 whether scores belong to their simulations. `sbi_scoreaug.simulators` holds problems
 with exact scores and posteriors, `python -m sbi_scoreaug` runs a demonstration and
 `python -m sbi_scoreaug.benchmarks` measures.
 """
 
+from sbi_scoreaug.amortized_cost import (
+    AmortizedCostEstimator,
+    BetaCalibration,
+    CostBasedPotential,
+    CostNetBuilder,
+    Distance,
+)
 from sbi_scoreaug.score_augmented import (
     FixedWeights,
     GradientNormWeights,
@@ -38,6 +49,11 @@ from sbi_scoreaug.scores import (
 __version__ = "0.1.0"
 
 __all__ = [
+    "AmortizedCostEstimator",
+    "BetaCalibration",
+    "CostBasedPotential",
+    "CostNetBuilder",
+    "Distance",
     "FixedWeights",
     "GradientNormWeights",
     "ScoreAugmentedNRE",
