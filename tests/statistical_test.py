@@ -43,17 +43,12 @@ def mean_kl(problem, sign, num_observations=6):
     )
 
 
-@pytest.mark.parametrize(
-    "problem",
-    [
-        "LinearGaussian",
-        pytest.param("NormalLocationScale", marks=pytest.mark.slow),  # not recorded yet
-    ],
-)
+@pytest.mark.parametrize("problem", PROBLEMS)
 def test_scores_bring_the_posterior_nearer_and_flipped_ones_drive_it_away(problem):
-    """KL in nats, seeds 0 to 3: with scores, without, and with flipped ones.
+    """KL in nats, seeds 0 to 9: with scores, without, and with flipped ones.
 
-    LinearGaussian .006 to .012, .38 to .66, 4.0 to 5.5.
+    LinearGaussian .004 to .016, .36 to .66, 4.0 to 6.0; NormalLocationScale .014 to
+    .043, .13 to .37, 1.2 to 2.2. Worst ratios to plain: .23 with, 4.6 flipped.
     """
     with_scores, plain, flipped = (
         (torch.manual_seed(0), mean_kl(problem, sign))[1] for sign in (1, None, -1)

@@ -21,7 +21,7 @@ random member of the core, along the line between them, by more than
 5 + d/2 + 2 sqrt(2 d) nats is replaced by it: far too much for a mode of its own weight.
 
 References: Cotter, Roberts, Stuart & White (2013), arXiv 1202.0709; line integrals of
-scores: Sjoeberg, Lindqvist & Schoen (2023), arXiv 2307.12125.
+scores: Sjöberg et al. (2023), arXiv 2307.14012.
 """
 
 from collections.abc import Callable
