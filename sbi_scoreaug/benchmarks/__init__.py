@@ -5,4 +5,8 @@ same run, writes each cell to a CSV file as soon as it is finished, and goes on 
 was stopped. Results that the README quotes stand in `benchmarks/results/`.
 """
 
-NAMES = {"keeping_score": "ScoreAugmentedNRE: how many simulations a score is worth"}
+NAMES = {
+    "keeping_score": "ScoreAugmentedNRE: how many simulations a score is worth",
+    "score_npe": "ScoreNPE: samplers for sets, with exact scores",
+    "amortized_cost": "AmortizedCostEstimator: generalized posteriors, wrong models",
+}
