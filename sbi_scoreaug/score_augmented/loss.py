@@ -7,14 +7,15 @@ At the optimum of the host's loss f(theta, x) = log p(x|theta) + (terms without 
 whatever the proposal of theta, so that grad_theta f = s for *every* pair. The augmented
 loss adds, over joint pairs (theta_i, x_i),
 
-    L = L_host + sum_k w_k ell_k,        ell_k = mean_i m_ik rho(r_ik),
-    r_i = W (grad_theta f(theta_i, x_i) - s_i),     W = (mean_i s_i s_i')^(-1/2).
+    L = L_host + sum_k w_k ell_k,     ell_k = sum_i m_ik rho(r_ik) / sum_i m_ik,
+    r_i = W (grad_theta f(theta_i, x_i) - s_i),     W' W = (mean_i s_i s_i')^(-1).
 
-W is computed once from the training rows. It makes r dimensionless: for a surrogate
-that ignores theta r = -W s, and ell_k = 1 on average; and r does not change when a
-parameter is rescaled. So w_k of order one serves every problem. With rho(r) = r^2 a
-*joint* score t = grad_theta log p(x, z|theta) has the same minimiser, since
-s = E[t | theta, x]; a robust rho does not, and is for exact scores only.
+W is computed once from the training rows; of all such roots `whitening_matrix` takes
+one that does not depend on the units of the parameters. It makes r dimensionless: for a
+surrogate that ignores theta r = -W s, and ell_k = 1 on average; and r does not change
+when a parameter is rescaled. So w_k of order one serves every problem. With
+rho(r) = r^2 a *joint* score t = grad_theta log p(x, z|theta) has the same minimiser,
+since s = E[t | theta, x]; a robust rho does not, and is for exact scores only.
 
 References: Shen & Kuusela 2026 (arXiv 2605.12118); Brehmer et al. 2020 (PNAS 117,
 arXiv 1805.12244) for joint scores.
@@ -79,7 +80,11 @@ def resolve_score_loss(
 
 
 def whitening_matrix(
-    score: Tensor, mask: Tensor, theta: Tensor, floor: float = 1e-3
+    score: Tensor,
+    mask: Tensor,
+    theta: Tensor,
+    floor: float = 1e-3,
+    diagonal: bool = False,
 ) -> Tensor:
     """Return W with W' W = (mean of s s')^(-1).
 
@@ -95,6 +100,8 @@ def whitening_matrix(
         theta: Parameters `(num_simulations, dim_theta)`.
         floor: Smallest eigenvalue of the scores' correlation matrix, relative to the
             largest, that is inverted.
+        diagonal: Whether to ignore correlations, for rows that are partly known here or
+            elsewhere in the data.
 
     Returns:
         `(dim_theta, dim_theta)`.
@@ -109,11 +116,11 @@ def whitening_matrix(
     """
     score, mask = score.double(), mask.double()
     mean_square = (mask * score.square()).sum(0) / mask.sum(0).clamp_min(1.0)
-    spread = theta.double().var(0).clamp_min(1e-30)
+    spread = theta.double().var(0, correction=0).clamp_min(1e-30)
     scale = torch.where(mean_square > 0, mean_square, 1 / spread).sqrt()
     complete = mask.bool().all(1)
     partial = mask.bool().any(1) & ~complete
-    if partial.any() or complete.sum() < 2 * score.shape[1]:
+    if diagonal or partial.any() or complete.sum() < 2 * score.shape[1]:
         return torch.diag(1 / scale).float()
     z = score[complete] / scale
     correlation = z.T @ z / len(z)

@@ -4,13 +4,14 @@ After every epoch `trainer.summary` and the tracker gain
 
 - `validation_host_loss`: the host's loss alone;
 - `score_error`: for each parameter, mean (d_k f - s_k)^2 / mean s_k^2 over validation
-  pairs. 0 is a perfect fit, 1 a surrogate that ignores theta;
+  pairs. 0 is a perfect fit, 1 a surrogate that ignores theta, NaN a component that is
+  unknown or always zero;
 - `signal_fraction`: 1 - score_error. For joint scores t it tends to the part of Var t
   that x explains, I_observed / I_complete, which bounds what they are worth;
-- `score_weights`: w_k as used last.
+- `score_weights`: w_k as used last, `score_gain` included.
 
 Model selection uses the validation sum L_host + sum_k ell_k *without* weights: weights
-drift, so a weighted sum could not be compared between epochs. Patience runs while
+drift, so a weighted sum could not be compared between epochs. Patience starts anew when
 either the host's loss or the sum improves; the network kept is that of the best sum.
 """
 
@@ -58,7 +59,7 @@ class ScoreMonitor(HostTrainer):
         val_loss = super()._validate_epoch(*args, **kwargs)
         if self._epoch_errors:
             wrong, all_ = torch.stack(self._epoch_errors).sum(0)
-            error = wrong / all_.clamp_min(torch.finfo(all_.dtype).tiny)
+            error = torch.where(all_ > 0, wrong / all_, torch.nan)
             values = (
                 sum(self._epoch_host_losses) / len(self._epoch_host_losses),
                 error.tolist(),

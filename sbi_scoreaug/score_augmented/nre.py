@@ -5,8 +5,8 @@ to a function c(x) in NRE-B. Under grad_theta both log p(x) and c(x) vanish, so 
 
     grad_theta f(theta, x) = grad_theta log p(x|theta)
 
-at the optimum of NRE-A, NRE-B, NRE-C and (without its regulariser) BNRE, in the first
-round and in later ones. One mixin serves all four.
+at the optimum of NRE-A, NRE-B, NRE-C and BNRE (whose balance condition the optimal
+classifier fulfils), in the first round and in later ones. One mixin serves all four.
 
 With scores the mixin also embeds x once a batch. sbi repeats x for every contrasting
 theta and embeds each copy. Contrasting parameters are theta_(i+o mod B) for o - 1
@@ -30,10 +30,12 @@ from sbi_scoreaug._host import (
     log_ratio,
     splits_into_embedding_and_head,
 )
+from sbi_scoreaug.errors import InvalidInputError
 from sbi_scoreaug.score_augmented.classifiers import smooth_classifier_nn
 from sbi_scoreaug.score_augmented.trainer import ScoreTerm
 
 SMOOTH_CLASSIFIERS = {"smooth_resnet": "resnet", "smooth_mlp": "mlp"}
+HOST_CLASSIFIERS = ("linear", "mlp", "resnet")
 
 
 class EmbedOnce(HostTrainer):
@@ -97,6 +99,12 @@ class ScoreAugmentedRatioTerm(EmbedOnce, ScoreTerm):
     ) -> None:
         if isinstance(classifier, str) and classifier in SMOOTH_CLASSIFIERS:
             classifier = smooth_classifier_nn(SMOOTH_CLASSIFIERS[classifier])
+        elif isinstance(classifier, str) and classifier not in HOST_CLASSIFIERS:
+            known = (*SMOOTH_CLASSIFIERS, *HOST_CLASSIFIERS)
+            raise InvalidInputError(
+                f"classifier: expected one of {known} or a function (theta, x) -> "
+                f"RatioEstimator, got {classifier!r}."
+            )
         super().__init__(prior, classifier, *args, **kwargs)
 
     def _log_density(self, estimator: Any, theta: Tensor, x: Tensor) -> Tensor:

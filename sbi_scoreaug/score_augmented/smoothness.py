@@ -78,7 +78,8 @@ def require_smooth(
             "score: expected a network that is smooth in theta, got a piecewise-"
             f"linear one ({part}), whose score cannot be trained. Leave the "
             "network at its default, or build it with smooth activations such as "
-            "SiLU (smooth_classifier_nn for ratio estimation)."
+            'SiLU (in ratio estimation classifier="smooth_resnet", "smooth_mlp", or '
+            "smooth_classifier_nn)."
         )
 
 

@@ -170,7 +170,10 @@ class ScoreTerm(ScoreMonitor, SteadyTraining, ScoreCarrier):
             score, mask = columns
             theta, x, _ = self.get_simulations(starting_round)
             rows = self.train_indices
-            whitening = whitening_matrix(score[rows], mask[rows], theta[rows])
+            partly = (mask.any(1) & ~mask.all(1)).any()
+            whitening = whitening_matrix(
+                score[rows], mask[rows], theta[rows], diagonal=bool(partly)
+            )
             self._whitening = whitening.to(self._device)
             if self._score_pairs != "joint":
                 assert self._score_fn is not None

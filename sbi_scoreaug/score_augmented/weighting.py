@@ -52,6 +52,12 @@ class ScoreWeighting(Protocol):
 class FixedWeights:
     """The same weights at every step.
 
+    Args:
+        value: A number or a tensor `(dim_theta,)`, finite and not negative.
+
+    Raises:
+        InvalidInputError: Weights that are negative or not finite.
+
     Example:
         >>> FixedWeights(2.0).weights(torch.tensor(0.7), torch.ones(3), [])
         tensor([2., 2., 2.])
@@ -59,6 +65,11 @@ class FixedWeights:
 
     def __init__(self, value: float | Tensor) -> None:
         self.value = torch.as_tensor(value, dtype=torch.float32)
+        if not self.value.isfinite().all() or (self.value < 0).any():
+            raise InvalidInputError(
+                "score_weighting: expected finite weights >= 0, got "
+                f"{self.value.tolist()}. Use 0 to switch a term off."
+            )
 
     def weights(
         self, host_loss: Tensor, score_losses: Tensor, parameters: Sequence[Tensor]
@@ -179,11 +190,6 @@ def resolve_weighting(
             raise InvalidInputError(
                 f"score_weighting: expected a number or shape ({dim_theta},), one "
                 f"weight a parameter, got shape {tuple(value.shape)}."
-            )
-        if not value.isfinite().all() or (value < 0).any():
-            raise InvalidInputError(
-                "score_weighting: expected finite weights >= 0, got "
-                f"{value.tolist()}. Use 0 to switch a term off."
             )
         return FixedWeights(value)
     if not isinstance(score_weighting, ScoreWeighting):

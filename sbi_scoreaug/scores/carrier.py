@@ -132,7 +132,8 @@ class ScoreCarrier(HostTrainer):
             score_kind: "exact", or "joint" for grad_theta log p(x, z|theta) of a
                 simulator with latent z.
             score_check: Whether to run `check_score` on simulations from the prior,
-                which warns when the scores cannot belong to them.
+                which warns when the scores do not look as if they belonged to them. It
+                tests nothing without a prior or with fewer than 50 simulations.
             kwargs: As in the host class.
 
         Returns:
@@ -145,6 +146,16 @@ class ScoreCarrier(HostTrainer):
         if score_kind not in SCORE_KINDS:
             raise InvalidInputError(
                 f"score_kind: expected one of {SCORE_KINDS}, got {score_kind!r}."
+            )
+        if args and isinstance(args[0], Tensor):
+            raise InvalidTypeError(
+                "append_simulations: expected the score by keyword, got a third "
+                "positional tensor. Write append_simulations(theta, x, score=score)."
+            )
+        if score is None and self._score_fn is None and score_kind != "exact":
+            raise InvalidInputError(
+                f"score_kind: expected a score beside {score_kind!r}, got none. Pass "
+                "score=..., or leave score_kind out."
             )
         if score is None and self._score_fn is not None:
             score = self._call_score_fn(theta, x)

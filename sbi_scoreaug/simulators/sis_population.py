@@ -162,7 +162,7 @@ class SISPopulation(BoxSimulator):
         return self._observed(self._simulate_paths(theta))
 
     def _log_prob(self, theta: Tensor, x: Tensor) -> Tensor:
-        """Exact for snapshots; for paths up to a term without theta."""
+        """Snapshots: exact above probabilities of 1e-14; paths: less a term of x."""
         if self.observe == "path":
             return path_log_prob(theta, x)
         transition = transition_matrices(theta, self.population, self._spacing)
@@ -188,6 +188,11 @@ class SISPopulation(BoxSimulator):
             )
         start = states.new_full((len(states), 1), self.initial_infected)
         before = torch.cat([start, states[:, :-1]], dim=1)
+        if ((before == 0) & (states > 0)).any():
+            raise InvalidInputError(
+                "x must stay at 0 once nobody is infected, got an epidemic that starts "
+                "again: no theta can produce it."
+            )
         entries = (before * (self.population + 1) + states).unsqueeze(1)
         batch, k = matrices.shape[:2]
         return matrices.flatten(2).gather(2, entries.expand(batch, k, -1))
