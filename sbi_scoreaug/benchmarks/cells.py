@@ -56,6 +56,8 @@ def run_cells(
         jobs: Processes, each with one thread.
         show_progress_bar: Whether to show a bar over cells.
     """
+    if not cells:
+        return []
     names = list(cells[0])
     done = {tuple(row[n] for n in names) for row in read_rows(path)}
     missing = [cell for cell in cells if tuple(cell[n] for n in names) not in done]

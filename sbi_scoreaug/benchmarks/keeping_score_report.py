@@ -57,52 +57,76 @@ def _total(row: Row) -> float:
 def error_table(rows: list[Row]) -> str:
     """Return the table of errors and data-equivalence factors in Markdown."""
     lines = [
-        "| problem | N | method | TV, median [min, max] over seeds | KL | factor (TV) "
-        "| factor (KL) | CPU s: simulate, score, train |",
-        "|---|---|---|---|---|---|---|---|",
+        "| problem | N | method | steps | TV, median [min, max] over seeds | KL | "
+        "factor (TV) | factor (KL) | CPU s: simulate, score, train |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
-    fixed = [row for row in rows if row["method"] == "NRE_A" or row["steps"]]
-    for problem in dict.fromkeys(row["problem"] for row in rows):
-        for n in sorted({row["num_simulations"] for row in rows}):
-            for method in ("NRE_A", "equipped", "score"):
-                some = _select(fixed, problem=problem, method=method, num_simulations=n)
-                if not some:
-                    continue
-                factors = ["", ""]
-                if method == "score":
-                    factors = [_factor(fixed, some, key) for key in ("tv", "kl")]
-                seconds = ", ".join(
-                    f"{median(row[key] for row in some):.2f}"
-                    if key != "cpu_score" or method == "score"
-                    else "-"
-                    for key in ("cpu_simulate", "cpu_score", "cpu_train")
-                )
-                lines.append(
-                    f"| {problem} | {n} | {method} | {_spread(some, 'tv_median')} | "
-                    f"{_spread(some, 'kl_median')} | {factors[0]} | {factors[1]} | "
-                    f"{seconds} |"
-                )
+    compared = [row for row in rows if row["method"] != "score" or row["steps"]]
+    keys = ("problem", "num_simulations", "method", "steps")
+    order = {
+        name: i for i, name in enumerate(dict.fromkeys(r["problem"] for r in rows))
+    }
+    groups = sorted(
+        {tuple(row[key] for key in keys) for row in compared},
+        key=lambda group: (order[group[0]], *group[1:]),
+    )
+    for problem, n, method, steps in groups:
+        wanted = dict(zip(keys, (problem, n, method, steps), strict=True))
+        some = _select(compared, **wanted)
+        factors = ["", ""]
+        if method == "score":
+            factors = [factor(compared, some, key) for key in ("tv", "kl")]
+        seconds = ", ".join(
+            f"{median(row[key] for row in some):.2f}"
+            if key != "cpu_score" or method == "score"
+            else "-"
+            for key in ("cpu_simulate", "cpu_score", "cpu_train")
+        )
+        taken = f"{median(row['steps_taken'] for row in some):.0f}"
+        lines.append(
+            f"| {problem} | {n} | {method} | {taken}{'' if steps else ' (own stop)'} | "
+            f"{_spread(some, 'tv_median')} | {_spread(some, 'kl_median')} | "
+            f"{factors[0]} | {factors[1]} | {seconds} |"
+        )
     return "\n".join(lines)
 
 
-def _factor(rows: list[Row], some: list[Row], metric: str) -> str:
-    """Return the data-equivalence factor of the cells `some`, medians over seeds."""
-    key, problem, n = (
-        f"{metric}_median",
-        some[0]["problem"],
-        some[0]["num_simulations"],
-    )
-    baseline = _select(rows, problem=problem, method="equipped")
-    budgets = sorted({row["num_simulations"] for row in baseline})
-    if not budgets:
-        return "?"
-    errors = [
-        median(row[key] for row in _select(baseline, num_simulations=m))
-        for m in budgets
+def factor(rows: list[Row], some: list[Row], metric: str) -> str:
+    """Return the data-equivalence factor of the cells `some`, with its spread.
+
+    The number is that of the medians over seeds, the brackets hold the smallest and
+    largest of single seeds, each against the plain runs of its own seed.
+    """
+    pooled = _factor_number(rows, some, metric)
+    single = [
+        _factor_number(_select(rows, seed=row["seed"]), [row], metric) for row in some
     ]
-    error = median(row[key] for row in some)
-    budget, sign = equivalent_budget(budgets, errors, error)
-    return f"{sign}{budget / n:.2g}"
+    single.sort(key=lambda number: (number[1] == ">", number[0]))
+    return f"{_number(pooled)} [{_number(single[0])}, {_number(single[-1])}]"
+
+
+def _number(value: tuple[float, str]) -> str:
+    return (
+        f"{value[1]}{value[0]:.0f}" if value[0] >= 10 else f"{value[1]}{value[0]:.1f}"
+    )
+
+
+def _factor_number(rows: list[Row], some: list[Row], metric: str) -> tuple[float, str]:
+    """Return M / N against the best plain run at each M, and a sign."""
+    key = f"{metric}_median"
+    problem, n = some[0]["problem"], some[0]["num_simulations"]
+    plain = [row for row in _select(rows, problem=problem) if row["method"] != "score"]
+    best: dict[int, float] = {}
+    for m, method, steps in {
+        (row["num_simulations"], row["method"], row["steps"]) for row in plain
+    }:
+        group = _select(plain, num_simulations=m, method=method, steps=steps)
+        error = median(row[key] for row in group)
+        best[m] = min(error, best.get(m, error))
+    budgets = sorted(best)
+    errors = [best[m] for m in budgets]
+    budget, sign = equivalent_budget(budgets, errors, median(row[key] for row in some))
+    return budget / n, sign
 
 
 def time_table(rows: list[Row]) -> str:
@@ -123,8 +147,15 @@ def time_table(rows: list[Row]) -> str:
             (median(r["tv_median"] for r in some), method, m, cost)
             for method in ("NRE_A", "equipped")
             for m in plain_budgets
+            for steps in {row["steps"] for row in _select(rows, method=method)}
             if (
-                some := _select(rows, problem=problem, method=method, num_simulations=m)
+                some := _select(
+                    rows,
+                    problem=problem,
+                    method=method,
+                    num_simulations=m,
+                    steps=steps,
+                )
             )
             and (cost := median(map(_total, some))) <= seconds
         ]
@@ -156,11 +187,10 @@ def plot(rows: list[Row], path: Path) -> None:
     }
     for ax, problem in zip(axes, problems, strict=True):
         for method, (label, color, style) in labels.items():
-            some = [
-                row
-                for row in _select(rows, problem=problem, method=method)
-                if method == "NRE_A" or row["steps"]
-            ]
+            some = _select(rows, problem=problem, method=method)
+            if method != "NRE_A":
+                steps = min(row["steps"] for row in some if row["steps"])
+                some = _select(some, steps=steps)
             budgets = sorted({row["num_simulations"] for row in some})
             values = [
                 sorted(r["tv_median"] for r in _select(some, num_simulations=n))
@@ -181,6 +211,8 @@ def plot(rows: list[Row], path: Path) -> None:
 
 def cost_table(costs: list[Row]) -> str:
     """Return CPU time a step in Markdown."""
+    if not costs:
+        return "(not timed for these problems)"
     keys = [key for key in costs[0] if key not in ("num_simulations", "rounds")]
     lines = ["| " + " | ".join(keys) + " |", "|---" * len(keys) + "|"]
     lines += ["| " + " | ".join(str(row[key]) for key in keys) + " |" for row in costs]

@@ -34,7 +34,7 @@ def kl_and_tv(log_p: Tensor, log_q: Tensor) -> tuple[float, float]:
     log_p = log_p.double().log_softmax(0)
     log_q = log_q.double().log_softmax(0)
     p = log_p.exp()
-    kl = (p * (log_p - log_q)).nan_to_num(0.0).sum()
+    kl = torch.where(p > 0, p * (log_p - log_q), 0.0).sum()
     return float(kl), float(0.5 * (p - log_q.exp()).abs().sum())
 
 

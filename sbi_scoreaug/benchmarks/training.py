@@ -3,8 +3,8 @@
 - `NRE_A`: sbi's own, with sbi's classifier and all of sbi's defaults.
 - `equipped`: sbi's loss in our equipment. It has the smooth classifier, the schedule,
   the batched loader and the embedding computed once of `ScoreAugmentedNRE`, but no
-  scores: what is left between the two is the score term.
-- `score`: `ScoreAugmentedNRE`.
+  scores: what is left between the two is what scores do.
+- `score`: `ScoreAugmentedNRE`. It also selects and stops by the score error.
 """
 
 from __future__ import annotations
@@ -95,17 +95,14 @@ def build_trainer(
 def train(
     trainer: NRE_A, simulations: Simulations, **options: Any
 ) -> tuple[RatioEstimator, float, int]:
-    """Return the trained network, CPU seconds and optimiser steps.
-
-    The time is that of `append_simulations` (with its check of the scores) and `train`.
-    """
+    """Return the trained network, CPU seconds of `train`, and optimiser steps."""
     scores: dict[str, Any] = {}
     if isinstance(trainer, ScoreAugmentedNRE):
         scores["score"] = simulations.score
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Maximum number of epochs")
-        start = time.process_time()
         trainer.append_simulations(simulations.theta, simulations.x, **scores)
+        start = time.process_time()
         estimator = trainer.train(**options)
         seconds = time.process_time() - start
     steps = next(iter(trainer.optimizer.state.values()))["step"]
@@ -117,4 +114,4 @@ def epochs_for(steps: int, num_simulations: int, batch_size: int = 200) -> int:
     num_train = int(0.9 * num_simulations)
     steps_a_pass = num_train // min(batch_size, num_train)
     passes = math.ceil(STEPS_PER_EPOCH / steps_a_pass)
-    return max(1, round(steps / (passes * steps_a_pass)) - 1)  # sbi adds an epoch
+    return max(1, round(steps / (passes * steps_a_pass)) - 1)
