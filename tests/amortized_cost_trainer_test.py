@@ -21,6 +21,7 @@ from torch.distributions import MultivariateNormal
 
 from sbi_scoreaug import AmortizedCostEstimator, CostNetBuilder
 from sbi_scoreaug.amortized_cost import ModelWarning
+from sbi_scoreaug.amortized_cost.training_loss import TrainingLoss
 from sbi_scoreaug.errors import InvalidInputError, InvalidStateError, InvalidTypeError
 from sbi_scoreaug.simulators import GaussianMixtureTrials, LinearGaussianCost
 
@@ -126,14 +127,14 @@ def test_small_data_get_enough_steps(monkeypatch):
 def test_validation_pairs_are_fixed_and_training_pairs_fresh(monkeypatch):
     trainer = new_trainer(cost_net="net")
     seen = {True: [], False: []}
-    draw = trainer._draw_pairs
+    label = TrainingLoss.label
 
-    def spy(x, index):
-        pairs = draw(x, index)
+    def spy(loss, x, index, generator):
+        pairs = label(loss, x, index, generator)
         seen[trainer._neural_net.training].append(pairs[0])
         return pairs
 
-    monkeypatch.setattr(trainer, "_draw_pairs", spy)
+    monkeypatch.setattr(TrainingLoss, "label", spy)
     trainer.train(max_num_epochs=1)
     half = len(seen[False]) // 2
     assert half and all(map(torch.equal, seen[False][:half], seen[False][half:]))
