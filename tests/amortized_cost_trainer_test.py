@@ -212,10 +212,13 @@ def test_every_sampler_finds_the_posterior(trained, x_o, sample_with, parameters
 def test_beta_can_be_changed_without_training(trained, x_o):
     posterior = trained.build_posterior(sample_with="importance", beta=4.0)
     posterior.set_default_x(x_o)
+    spreads = []
     for beta in (1.0, 12.0):
         posterior.beta = beta
         samples = posterior.sample((1000,), show_progress_bars=False)
         mean_matches(samples, x_o, beta)
+        spreads.append(samples.std(0).mean())
+    assert spreads[1] < 0.6 * spreads[0]  # exactly 0.39
 
 
 def test_map_iid_batches_ensembles_and_plots(trained, x_o):
@@ -338,6 +341,12 @@ def test_appended_targets_become_familiar():
     with warnings.catch_warnings():
         warnings.simplefilter("error", ModelWarning)
         posterior.set_default_x(far[:1])
+    familiar = posterior.potential_fn.target_range.is_familiar
+    assert familiar(far).float().mean() > 0.8
+    assert not familiar(far + 50).any()  # control
+    trainer._targets.clear()
+    trainer.train(**QUICK)
+    assert not trainer._target_range.is_familiar(far).any()  # control
 
 
 def test_diagnosis_tells_right_from_wrong(trained, x_o):
