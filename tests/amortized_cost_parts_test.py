@@ -21,7 +21,7 @@ from sbi_scoreaug.amortized_cost import (
     TargetRange,
     resolve_distance,
 )
-from sbi_scoreaug.amortized_cost.distances import check_distance, is_valid
+from sbi_scoreaug.amortized_cost.distance_checks import check_distance, is_valid
 from sbi_scoreaug.amortized_cost.pairs import TargetPool
 from sbi_scoreaug.errors import InvalidInputError, InvalidTypeError
 from sbi_scoreaug.simulators import GaussianMixtureTrials, TwoMoons

@@ -9,7 +9,7 @@ from torch import nn
 
 from sbi_scoreaug import AmortizedCostEstimator
 from sbi_scoreaug.amortized_cost import ModelWarning, calibrate_beta
-from sbi_scoreaug.amortized_cost.temperature import AnnealedPosteriors
+from sbi_scoreaug.amortized_cost.annealing import AnnealedPosteriors
 from sbi_scoreaug.errors import InvalidInputError
 from sbi_scoreaug.simulators import LinearGaussianCost
 

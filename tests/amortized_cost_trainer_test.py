@@ -21,6 +21,7 @@ from torch.distributions import MultivariateNormal
 
 from sbi_scoreaug import AmortizedCostEstimator, CostNetBuilder
 from sbi_scoreaug.amortized_cost import ModelWarning
+from sbi_scoreaug.amortized_cost.training_loss import TrainingLoss
 from sbi_scoreaug.errors import InvalidInputError, InvalidStateError, InvalidTypeError
 from sbi_scoreaug.simulators import GaussianMixtureTrials, LinearGaussianCost
 
@@ -126,14 +127,14 @@ def test_small_data_get_enough_steps(monkeypatch):
 def test_validation_pairs_are_fixed_and_training_pairs_fresh(monkeypatch):
     trainer = new_trainer(cost_net="net")
     seen = {True: [], False: []}
-    draw = trainer._draw_pairs
+    label = TrainingLoss.label
 
-    def spy(x, index):
-        pairs = draw(x, index)
+    def spy(loss, x, index, generator):
+        pairs = label(loss, x, index, generator)
         seen[trainer._neural_net.training].append(pairs[0])
         return pairs
 
-    monkeypatch.setattr(trainer, "_draw_pairs", spy)
+    monkeypatch.setattr(TrainingLoss, "label", spy)
     trainer.train(max_num_epochs=1)
     half = len(seen[False]) // 2
     assert half and all(map(torch.equal, seen[False][:half], seen[False][half:]))
@@ -211,10 +212,13 @@ def test_every_sampler_finds_the_posterior(trained, x_o, sample_with, parameters
 def test_beta_can_be_changed_without_training(trained, x_o):
     posterior = trained.build_posterior(sample_with="importance", beta=4.0)
     posterior.set_default_x(x_o)
+    spreads = []
     for beta in (1.0, 12.0):
         posterior.beta = beta
         samples = posterior.sample((1000,), show_progress_bars=False)
         mean_matches(samples, x_o, beta)
+        spreads.append(samples.std(0).mean())
+    assert spreads[1] < 0.6 * spreads[0]  # exactly 0.39
 
 
 def test_map_iid_batches_ensembles_and_plots(trained, x_o):
@@ -337,6 +341,12 @@ def test_appended_targets_become_familiar():
     with warnings.catch_warnings():
         warnings.simplefilter("error", ModelWarning)
         posterior.set_default_x(far[:1])
+    familiar = posterior.potential_fn.target_range.is_familiar
+    assert familiar(far).float().mean() > 0.8
+    assert not familiar(far + 50).any()  # control
+    trainer._targets.clear()
+    trainer.train(**QUICK)
+    assert not trainer._target_range.is_familiar(far).any()  # control
 
 
 def test_diagnosis_tells_right_from_wrong(trained, x_o):

@@ -244,7 +244,17 @@ def test_too_few_simulations_are_refused(num_simulations):
 
 def test_fewer_simulations_than_a_batch_train():
     trainer = new_trainer().append_simulations(THETA, X, score=SCORE)
+    sizes = []
+    losses = trainer._get_losses
+
+    def get_losses(batch, *args, **kwargs):
+        sizes.append((trainer._neural_net.training, len(batch[0])))
+        return losses(batch, *args, **kwargs)
+
+    trainer._get_losses = get_losses
     train(trainer, max_num_epochs=1, training_batch_size=1000)
+    in_training = [size for training, size in sizes if training]
+    assert in_training and set(in_training) == {len(trainer.train_indices)}
 
 
 def test_the_surrogate_score_needs_a_network_and_pairs():

@@ -168,13 +168,13 @@ def test_the_warning_points_at_the_caller():
 
 
 def test_scores_of_later_rounds_are_not_checked_against_the_prior():
-    theta = 0.1 * torch.randn(500, 2) + 1.0
-    x = SIMULATOR(theta)
+    theta, x, score = simulations(500)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        new_trainer().append_simulations(
-            theta, x, score=-SIMULATOR.score(theta, x), from_round=1
-        )
+        trainer = new_trainer().append_simulations(theta, x, score=-score, from_round=1)
+    assert torch.equal(trainer._score_roundwise[0], -score)
+    with pytest.warns(ScoreWarning):  # control: the same in the first round
+        new_trainer().append_simulations(theta, x, score=-score, from_round=0)
 
 
 def test_a_score_function_fills_in_what_is_missing_and_only_that():

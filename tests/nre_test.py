@@ -229,10 +229,21 @@ def test_a_users_collate_function_of_three_columns_keeps_scores_aligned():
 
 
 @pytest.mark.parametrize(
-    "kwargs", [{"num_workers": 0}, {"drop_last": False, "pin_memory": False}]
+    "kwargs", [{"num_workers": 0, "worker_init_fn": print}, {"drop_last": False}]
 )
 def test_dataloader_kwargs_are_taken(scored, kwargs):
+    loaders = []
+    original = scored.get_dataloaders
+
+    def get_dataloaders(*args, **kwargs):
+        loaders.extend(original(*args, **kwargs))
+        return loaders
+
+    scored.get_dataloaders = get_dataloaders
     train(scored, max_num_epochs=1, dataloader_kwargs=kwargs)
+    assert len(loaders) == 2
+    for loader in loaders:
+        assert {name: getattr(loader, name) for name in kwargs} == kwargs
 
 
 def test_data_device_is_taken():

@@ -20,13 +20,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sbi_scoreaug.amortized_cost.distances import Distance
-from sbi_scoreaug.amortized_cost.potential import CostBasedPotential
-from sbi_scoreaug.amortized_cost.temperature import (
+from sbi_scoreaug.amortized_cost.annealing import (
     FIRST_RUNG,
     RATIO,
     AnnealedPosteriors,
 )
+from sbi_scoreaug.amortized_cost.distance import Distance
+from sbi_scoreaug.amortized_cost.potential import CostBasedPotential
 from sbi_scoreaug.errors import InvalidInputError
 
 MAX_SIMULATIONS = 200

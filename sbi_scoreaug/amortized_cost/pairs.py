@@ -15,10 +15,13 @@ observations of a wrong model lie.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+from sbi_scoreaug.errors import InvalidInputError
 
 APPENDED_FRACTION = 0.25
 
@@ -94,3 +97,21 @@ class TargetPool:
 
 def _trailing(rows: Tensor, like: Tensor) -> Tensor:
     return rows.reshape(*rows.shape, *(1,) * (like.ndim - rows.ndim))
+
+
+def check_pair_options(
+    targets_per_simulation: int, widened_fraction: float, widened_scale: float
+) -> None:
+    """Raise `InvalidInputError` unless pairs can be drawn with these options."""
+    if targets_per_simulation < 1 or int(targets_per_simulation) != (
+        targets_per_simulation
+    ):
+        raise InvalidInputError(
+            "targets_per_simulation: expected a positive whole number, got "
+            f"{targets_per_simulation}."
+        )
+    if not 0 <= widened_fraction <= 1 or not 0 <= widened_scale < math.inf:
+        raise InvalidInputError(
+            "widened_fraction, widened_scale: expected a fraction from 0 to 1 "
+            f"and a finite scale, got {widened_fraction} and {widened_scale}."
+        )

@@ -18,7 +18,7 @@ from sbi.inference.potentials.base_potential import BasePotential
 from torch import Tensor
 from torch.distributions import Distribution
 
-from sbi_scoreaug.amortized_cost.estimator import CostEstimator, PenalizedCost
+from sbi_scoreaug.amortized_cost.estimator import ExpectedCost
 from sbi_scoreaug.amortized_cost.target_range import TargetRange
 from sbi_scoreaug.errors import InvalidInputError, InvalidTypeError
 
@@ -73,7 +73,7 @@ class CostBasedPotential(BasePotential):
 
     def __init__(
         self,
-        estimator: CostEstimator | PenalizedCost,
+        estimator: ExpectedCost,
         prior: Distribution,
         x_o: Tensor | None = None,
         *,

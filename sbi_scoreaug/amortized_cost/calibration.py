@@ -1,0 +1,60 @@
+"""An inverse temperature with the curves that tell what others would have done."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+
+@dataclass
+class BetaCalibration:
+    """An inverse temperature and how it was found.
+
+    Attributes:
+        beta: The value.
+        method: The rule that gave it.
+        scale_free: beta times the mean distance of random pairs.
+        stderr: Standard error of log beta from the finite number of simulations, NaN
+            for rules without one.
+        betas: The ladder `(num_rungs,)`.
+        coverage: Mean coverage over all levels (exact: .5), or at `level`.
+        effective_fraction: Median effective fraction of prior draws.
+        predictive_cost: Mean expected cost of posterior draws.
+        true_cost: Mean expected cost at the true parameters.
+        acceptance: Acceptance rate of the moves: the figure of merit.
+    """
+
+    beta: float
+    method: str
+    scale_free: float
+    stderr: float
+    betas: Tensor
+    coverage: Tensor
+    effective_fraction: Tensor
+    predictive_cost: Tensor
+    true_cost: float
+    acceptance: Tensor
+    target_coverage: float = 0.5
+    warnings: list[str] = field(default_factory=list)
+
+    def plot(self) -> Any:
+        """Draw the three curves over beta; returns a matplotlib figure."""
+        import matplotlib.pyplot as plt
+
+        figure, axes = plt.subplots(1, 3, figsize=(10, 2.8), layout="constrained")
+        curves = {
+            "coverage": (self.coverage, self.target_coverage),
+            "effective fraction of prior draws": (self.effective_fraction, None),
+            "predictive cost": (self.predictive_cost, self.true_cost),
+        }
+        for axis, (label, (curve, reference)) in zip(axes, curves.items(), strict=True):
+            axis.semilogx(self.betas, curve)
+            axis.axvline(self.beta, color="black", linestyle="--", linewidth=1)
+            if reference is not None:
+                axis.axhline(reference, color="gray", linewidth=1)
+            axis.set(xlabel=r"$\beta$", ylabel=label)
+        axes[1].set_yscale("log")
+        figure.suptitle(f"beta = {self.beta:.3g} ({self.method})")
+        return figure

@@ -1,0 +1,57 @@
+"""Loaders for fresh pairs: long epochs to train on, fixed rows to validate on.
+
+An epoch has at least STEPS_PER_EPOCH steps, so that patience, which counts epochs, does
+not end a training on few simulations early. Validation meets every row as often as it
+takes to have VALIDATION_ROWS pairs of rows and targets.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from sbi_scoreaug.scores.loaders import RepeatSampler, rebuild_loader
+
+STEPS_PER_EPOCH = 50
+VALIDATION_ROWS = 1000
+
+
+def numbered_loaders(
+    loaders: tuple[DataLoader, DataLoader],
+    rows: tuple[Tensor, Tensor],
+    num_simulations: int,
+    batch_size: int,
+    dataloader_kwargs: dict[str, Any] | None,
+) -> tuple[DataLoader, DataLoader]:
+    """Rebuild the host's loaders with a last column of row numbers.
+
+    Args:
+        loaders: The host's, to train and to validate.
+        rows: Row numbers to train on `(num_train,)` and to validate on
+            `(num_validation,)`.
+        num_simulations: Rows of the data set.
+        batch_size: Of training, at most.
+        dataloader_kwargs: As in the host class.
+    """
+    columns = (torch.arange(num_simulations),)
+    num_train, num_validation = map(len, rows)
+    batch_size = min(batch_size, num_train)
+    passes = math.ceil(STEPS_PER_EPOCH / max(1, num_train // batch_size))
+    sampler = RepeatSampler(rows[0].tolist(), passes)
+    train = rebuild_loader(
+        loaders[0], columns, dataloader_kwargs, sampler=sampler, batch_size=batch_size
+    )
+    fixed = rows[1].tolist() * math.ceil(VALIDATION_ROWS / num_validation)
+    batches = math.ceil(len(fixed) / VALIDATION_ROWS)
+    validation = rebuild_loader(
+        loaders[1],
+        columns,
+        dataloader_kwargs,
+        sampler=fixed,
+        batch_size=len(fixed) // batches,
+    )
+    return train, validation

@@ -1,0 +1,103 @@
+r"""The expected cost of a simulator that fails at some parameters.
+
+A failed simulation has the finite distance `penalty` to every target, so that
+
+    f(theta, x_t) = (1 - p(theta)) f_valid(theta, x_t) + p(theta) penalty
+
+with p the probability of failure, a logistic regression on theta.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from sbi_scoreaug.amortized_cost.estimator import CostEstimator, ExpectedCost
+from sbi_scoreaug.amortized_cost.layers import ResidualNet
+
+
+class PenalizedCost(ExpectedCost):
+    """Expected cost of a simulator that fails at some parameters.
+
+    Args:
+        valid_cost: A cost network for simulations that succeed.
+        failed: Which training simulations failed, `(num_simulations,)`.
+        penalty: Distance of a failed simulation.
+        hidden_features: Width of the classifier.
+    """
+
+    penalty: Tensor
+
+    def __init__(
+        self,
+        valid_cost: CostEstimator,
+        failed: Tensor,
+        penalty: Tensor,
+        hidden_features: int = 32,
+    ) -> None:
+        super().__init__(valid_cost.input_shape, valid_cost.condition_shape)
+        self.valid_cost = valid_cost
+        self.on_sets = valid_cost.on_sets
+        self.classifier = ResidualNet(
+            valid_cost.condition_shape[0], 1, hidden_features, 1
+        )
+        rate = failed.double().mean().clamp(1e-3, 1 - 1e-3).logit().item()
+        nn.init.zeros_(self.classifier.straight.weight)
+        self.classifier.start_constant(torch.tensor(rate))
+        self.register_buffer("penalty", penalty.detach().clone())
+
+    @property
+    def needs_pairs(self) -> bool:
+        """Whether the valid cost is trained on pairs."""
+        return self.valid_cost.needs_pairs
+
+    @property
+    def cost_scale(self) -> Tensor:
+        """Standard deviation of the distance over random pairs."""
+        return self.valid_cost.cost_scale
+
+    @property
+    def cost_mean(self) -> Tensor:
+        """Mean of the distance over random pairs."""
+        return self.valid_cost.cost_mean
+
+    def _logit(self, theta: Tensor) -> Tensor:
+        standardized = self.valid_cost.standardize_theta(theta)
+        return self.classifier(standardized).squeeze(1)
+
+    def failure_probability(self, theta: Tensor) -> Tensor:
+        """Return p(theta) `(batch,)`."""
+        return self._logit(theta).sigmoid()
+
+    def encode(self, theta: Tensor) -> tuple[Tensor, ...]:
+        """Return the valid cost's encoding and p."""
+        return (*self.valid_cost.encode(theta), self.failure_probability(theta))
+
+    def embed(self, x_t: Tensor) -> Tensor:
+        """Return the valid cost's embedding."""
+        return self.valid_cost.embed(x_t)
+
+    def cost(self, encoded: tuple[Tensor, ...], embedded: Tensor) -> Tensor:
+        """Return the mixture of the valid cost and the penalty."""
+        *valid, probability = encoded
+        probability = probability.unsqueeze(1)
+        cost = self.valid_cost.cost(tuple(valid), embedded)
+        return (1 - probability) * cost + probability * self.penalty
+
+    def loss(
+        self,
+        input: Tensor,
+        condition: Tensor,
+        *,
+        x: Tensor,
+        distances: Tensor,
+        failed: Tensor | None = None,
+    ) -> Tensor:
+        """Cost error of valid rows plus the classifier's cross-entropy, `(batch,)`."""
+        if failed is None:
+            failed = torch.zeros(len(x), dtype=torch.bool, device=x.device)
+        entropy = nn.functional.binary_cross_entropy_with_logits(
+            self._logit(condition), failed.to(condition), reduction="none"
+        )
+        error = self.valid_cost.loss(input, condition, x=x, distances=distances)
+        return torch.where(failed, 0.0, error) + entropy

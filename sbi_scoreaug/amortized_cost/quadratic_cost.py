@@ -1,0 +1,102 @@
+r"""The expected cost of a quadratic distance, d = mean_k (phi_k(x) - phi_k(x_t))^2.
+
+With m_k = E[phi_k(x) | theta] and v = E[mean_k (phi_k(x) - m_k)^2 | theta],
+
+    f(theta, x_t) = mean_k (m_k(theta) - phi_k(x_t))^2 + v(theta),
+
+exact in x_t, however far it lies from the simulations. The moments are regressed on
+directly, m on phi(x) and v on the squared residual of m: that is the pair regression
+with every target at once.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+from torch.nn.functional import softplus
+
+from sbi_scoreaug.amortized_cost.distance import Distance
+from sbi_scoreaug.amortized_cost.estimator import CostEstimator
+from sbi_scoreaug.amortized_cost.layers import ResidualNet, Standardize
+from sbi_scoreaug.errors import InvalidInputError
+
+
+class QuadraticCost(CostEstimator):
+    """First and second moments of the features of a quadratic distance.
+
+    Args:
+        theta: As in `CostEstimator`.
+        x: As in `CostEstimator`.
+        distance: A distance with features.
+        hidden_features: Width of the network.
+        num_blocks: Residual blocks.
+
+    Raises:
+        InvalidInputError: The distance has no features.
+
+    Example:
+        >>> import torch
+        >>> from sbi_scoreaug.amortized_cost.point_distances import QuadraticDistance
+        >>> theta, x = torch.randn(50, 2), torch.randn(50, 3)
+        >>> QuadraticCost(theta, x, QuadraticDistance())(theta, x).shape
+        torch.Size([50])
+    """
+
+    needs_pairs = False
+
+    def __init__(
+        self,
+        theta: Tensor,
+        x: Tensor,
+        distance: Distance,
+        hidden_features: int = 64,
+        num_blocks: int = 2,
+    ) -> None:
+        super().__init__(theta, x, distance)
+        features = distance.features(x)
+        if features is None:
+            raise InvalidInputError(
+                f"cost_net: expected a distance with features for 'quadratic', got "
+                f"{type(distance).__name__}. Use 'particles' or 'net'."
+            )
+        self.distance = distance
+        self.standardize = Standardize(features)
+        sizes = (theta.shape[1], hidden_features, num_blocks)
+        self.mean_net = ResidualNet(sizes[0], features.shape[1], *sizes[1:])
+        self.variance_net = ResidualNet(sizes[0], 1, *sizes[1:])
+        residual = self.mean_net.start_from_least_squares(
+            self.standardize_theta(theta), self.standardize(features)
+        )
+        variance = (residual * self.standardize.std).square().mean()
+        self.variance_net.start_constant(_inverse_softplus(variance / self.cost_scale))
+
+    def encode(self, theta: Tensor) -> tuple[Tensor, ...]:
+        """Return m `(batch, num_features)` and v over its scale `(batch,)`."""
+        theta = self.standardize_theta(theta)
+        mean = self.standardize.inverse(self.mean_net(theta))
+        return mean, self.cost_scale * softplus(self.variance_net(theta)).squeeze(1)
+
+    def embed(self, x_t: Tensor) -> Tensor:
+        """Return phi(x_t), `(num_targets, num_features)`."""
+        features = self.distance.features(x_t)
+        assert features is not None
+        return features
+
+    def cost(self, encoded: tuple[Tensor, ...], embedded: Tensor) -> Tensor:
+        """Return mean_k (m_k - phi_k(x_t))^2 + v."""
+        mean, variance = encoded
+        squares = (mean.unsqueeze(1) - embedded).square().mean(dim=2)
+        return squares + variance.unsqueeze(1)
+
+    def loss(
+        self, input: Tensor, condition: Tensor, *, x: Tensor, distances: Tensor
+    ) -> Tensor:
+        """Squared errors of both moments; see `CostEstimator.loss`."""
+        mean, variance = self.encode(condition)
+        residual = self.embed(x) - mean
+        second = residual.detach().square().mean(dim=1) - variance
+        first = (residual / self.standardize.std).square().mean(dim=1)
+        return first + (second / self.cost_scale).square()
+
+
+def _inverse_softplus(value: Tensor) -> Tensor:
+    return value.clamp(min=1e-6).expm1().log()
