@@ -8,6 +8,7 @@ from sbi.neural_nets.ratio_estimators import RatioEstimator
 from torch import nn
 
 from sbi_scoreaug import (
+    ScoreAugmentedNRE,
     check_score,
     simulate_with_score,
     smooth_classifier_nn,
@@ -290,3 +291,14 @@ def test_what_sbi_refuses_without_scores_it_refuses_with_them(theta, x):
         trainer.append_simulations(theta, x, score=SCORE)
     assert str(caught.value) == str(expected.value)
     assert state_of(trainer)["rounds"] == [] == state_of(trainer)["scores"]
+
+
+def test_score_by_position_unknown_classifier_and_joint_without_score_are_named():
+    trainer = new_trainer()
+    with pytest.raises(TypeError, match="score=score"):
+        trainer.append_simulations(THETA, X, SCORE)
+    with pytest.raises(ValueError, match="score_kind: expected a score"):
+        trainer.append_simulations(THETA, X, score_kind="joint")
+    assert trainer._theta_roundwise == []
+    with pytest.raises(ValueError, match="smooth_resnet"):
+        ScoreAugmentedNRE(SIMULATOR.prior, classifier="smooth_rensnet")
