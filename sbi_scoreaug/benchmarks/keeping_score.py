@@ -27,7 +27,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from sbi_scoreaug.benchmarks.cells import Row, provenance, run_cells
+from sbi_scoreaug.benchmarks.cells import Row, provenance, read_rows, run_cells
 from sbi_scoreaug.benchmarks.keeping_score_report import (
     cost_table,
     error_table,
@@ -160,6 +160,9 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--quick", action="store_true", help="about two minutes")
     parser.add_argument("--out", type=Path, default=Path("keeping_score"))
     parser.add_argument("--jobs", type=int, default=1, help="processes")
+    parser.add_argument(
+        "--report", action="store_true", help="of the cells finished so far, no more"
+    )
     parser.add_argument("--problems", nargs="+", choices=PROBLEMS, default=None)
     parser.add_argument("--seeds", nargs="+", type=int, default=None)
     arguments = parser.parse_args(argv)
@@ -171,7 +174,10 @@ def main(argv: Sequence[str]) -> None:
     start = time.time()
     out = arguments.out
     path = out / ("quick.csv" if quick else "cells.csv")
-    rows = run_cells(cells_of(quick, problems, seeds), cell, path, arguments.jobs)
+    if arguments.report:
+        rows = read_rows(path)
+    else:
+        rows = run_cells(cells_of(quick, problems, seeds), cell, path, arguments.jobs)
     cost_cells = [
         {"problem": name, "num_simulations": 5000 if quick else 20000, "rounds": 3}
         for name in TIMED_PROBLEMS.values()
