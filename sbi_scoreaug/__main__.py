@@ -60,6 +60,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         )
     )
 
+    torch.set_num_threads(1)  # the networks are small: more threads are slower
     simulator = GaussianProcessField(grid_size)
     print(f"Simulating {num_simulations} fields of {grid_size} x {grid_size} ...")
     start = time.process_time()
