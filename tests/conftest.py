@@ -3,6 +3,8 @@ from pathlib import Path
 import pytest
 import torch
 
+import sbi_scoreaug  # noqa: F401  pyro, which sbi imports, sets torch's validation
+
 # The networks are small: threads cost more than they bring, and one thread gives the
 # same sums on every machine.
 torch.set_num_threads(1)

@@ -38,7 +38,7 @@ def test_version_table_agrees_with_pyproject():
     import tomllib
 
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    row = re.search(r"\| ([\d.]+) \| (\S+) \| (\S+) \|", README)
+    row = re.search(r"\| ([\d.]+) \| (>=\S+) \| (>=\S+) \|", README)
     version, sbi_range, python = row.groups()
     assert project["version"].startswith(version + ".")
     assert f"sbi[pyro]{sbi_range}" in project["dependencies"]
