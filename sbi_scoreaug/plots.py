@@ -16,7 +16,6 @@ from matplotlib import pyplot as plt
 from torch import Tensor
 
 from sbi_scoreaug.errors import InvalidInputError, InvalidStateError
-from sbi_scoreaug.simulators import GridPosterior
 
 PANEL = (3.6, 3.0)  # inches
 
@@ -145,7 +144,7 @@ def score_fit(
 
 def posterior_against_reference(
     samples: Tensor | Mapping[str, Tensor],
-    reference: Tensor | GridPosterior,
+    reference: Any,
     parameters: tuple[int, int] = (0, 1),
     labels: Sequence[str] | None = None,
     truth: Tensor | None = None,
@@ -155,8 +154,8 @@ def posterior_against_reference(
 
     Args:
         samples: `(num_samples, dim_theta)`, or several of these by name.
-        reference: Exact samples `(num_samples, dim_theta)`, or a simulator's
-            `exact_posterior` on a grid.
+        reference: Exact samples `(num_samples, dim_theta)`, or something to sample
+            from, such as a simulator's `exact_posterior`.
         parameters: The two parameters to draw.
         labels: Names of all parameters.
         truth: theta behind the observation `(dim_theta,)`, drawn as a cross.
@@ -174,8 +173,8 @@ def posterior_against_reference(
         >>> figure, axes = posterior_against_reference(samples, exact)
     """
     named = samples if isinstance(samples, Mapping) else {"": samples}
-    on_grid = isinstance(reference, GridPosterior)
-    exact = reference.sample((20_000,)) if on_grid else reference.cpu()
+    given = isinstance(reference, Tensor)
+    exact = reference.cpu() if given else reference.sample((20_000,))
     i, j = parameters
     dim = exact.shape[1]
     if not (0 <= i < dim and 0 <= j < dim and i != j):
