@@ -6,7 +6,8 @@ Trained by denoising score matching,
 
 over simulated pairs, e ~ N(0, I) and levels drawn half uniformly in t, half in
 log (s/m): its minimiser is grad log p_t(z_t|x). The weight w makes the variance of the
-target about the same at all levels (`PosteriorScoreNet.loss_weight`).
+target about the same at all levels (`PosteriorScoreNet.loss_weight`). With exact scores
+the target is another, of the same mean (`mixed_target`).
 
 *Centring.* Averaged over x at a given z_t the true score is the prior's, -z_t, so the
 excess (score + z_t) is 0. A systematic error of the network is not, and n observations
@@ -31,6 +32,7 @@ from torch.distributions import Distribution
 
 from sbi_scoreaug.errors import InvalidInputError, InvalidTypeError
 from sbi_scoreaug.score_npe.coordinates import NormalCoordinates, normal_coordinates
+from sbi_scoreaug.score_npe.mixed_target import MixedTarget
 from sbi_scoreaug.score_npe.network import PosteriorScoreNet
 from sbi_scoreaug.score_npe.schedule import VPSchedule
 
@@ -48,6 +50,7 @@ class FactorizedScoreEstimator(VPScoreEstimator):
     """
 
     coordinates: NormalCoordinates
+    batch_scores: tuple[MixedTarget, Tensor, Tensor] | None = None  # of `loss`
 
     def __init__(
         self,
@@ -176,7 +179,7 @@ class FactorizedScoreEstimator(VPScoreEstimator):
         times: Tensor | None = None,
         **kwargs: Any,
     ) -> Tensor:
-        """Return the denoising losses `(batch,)` of parameters and simulations.
+        """Return the losses `(batch,)` of parameters and simulations.
 
         Args:
             input: theta `(batch, dim)`.
@@ -184,16 +187,24 @@ class FactorizedScoreEstimator(VPScoreEstimator):
             times: `(batch,)`; None to draw them.
             kwargs: Of the host's loss, for a network of the host.
         """
-        if not isinstance(self.net, PosteriorScoreNet):
-            return self.net.loss(self.to_z(input), condition, times, **kwargs)  # type: ignore[operator]
+        net, scores = self.net, self.batch_scores
+        own = net if isinstance(net, PosteriorScoreNet) else None
+        if own is None and scores is None:
+            return net.loss(self.to_z(input), condition, times, **kwargs)  # type: ignore[operator]
         z = self.to_z(input)
         times = self.train_schedule(len(z)) if times is None else times
         times = times.to(z.device)
         m, s = self.mean_t_fn(times), self.std_fn(times)
         noise = torch.randn_like(z)
+        target, weight = -noise / s, own.loss_weight(m, s) if own else s**2
+        if scores is not None:
+            mixed_target, g, known = scores
+            target = mixed_target(g, known, noise, m, s)
+            if own:
+                mixed_weight = own.mixed_loss_weight(m, s)
+                weight = torch.where(known[:, None], mixed_weight, weight)
         score = self.forward(m * z + s * noise, condition, times)
-        weight = self.net.loss_weight(m, s)
-        return (weight * (score + noise / s) ** 2).sum(-1)
+        return (weight * (score - target) ** 2).sum(-1)
 
     def train_schedule(
         self, num_samples: int, t_min: float | None = None, t_max: float | None = None

@@ -156,6 +156,14 @@ class PosteriorScoreNet(nn.Module):
         """
         return (s / m) ** 2 if self.bounded else s**2
 
+    def mixed_loss_weight(self, m: Tensor, s: Tensor) -> Tensor:
+        """Return the weight where the target is mixed with exact scores.
+
+        Such a target is about as noisy at small levels as at large ones. Bounded: the
+        squared error of the network's output, whose scale is `output_scale`.
+        """
+        return self.output_scale(m, s) ** -2 if self.bounded else s**2
+
     def _sides(
         self, z: Tensor, features: Tensor, m: Tensor, s: Tensor
     ) -> tuple[Tensor, Tensor]:

@@ -12,11 +12,12 @@ simulation-based inference, arXiv 2209.14249.
 
 import math
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
+import torch
 from sbi.inference import NPSE
-from torch import nn
+from torch import Tensor, nn
 from torch.distributions import Distribution
 
 from sbi_scoreaug.errors import InvalidInputError, InvalidTypeError
@@ -25,17 +26,21 @@ from sbi_scoreaug.score_npe.estimator import (
     FactorizedScoreBuilder,
     FactorizedScoreEstimator,
 )
+from sbi_scoreaug.score_npe.mixed_target import MixedTarget, posterior_score
 from sbi_scoreaug.score_npe.posterior import FactorizedPosterior, require_sampler
 from sbi_scoreaug.score_npe.training import AveragedTraining
+from sbi_scoreaug.scores.carrier import ScoreCarrier
 
 MAX_ANCHORS = 2000
 HOST_MODELS = ("mlp", "ada_mlp", "transformer", "transformer_cross_attn")
 
 
-class ScoreNPE(AveragedTraining, NPSE):
+class ScoreNPE(AveragedTraining, ScoreCarrier, NPSE):
     """Factorized neural posterior score estimation.
 
-    All other arguments as in `sbi.inference.NPSE`.
+    All other arguments as in `sbi.inference.NPSE`. Append `score=...` beside
+    `theta, x` and the training target gains by the exact score (`mixed_target`), at no
+    cost a step; without scores it is denoising score matching.
 
     Args:
         prior: Prior over theta; needed, since sets divide by it.
@@ -46,6 +51,7 @@ class ScoreNPE(AveragedTraining, NPSE):
         embedding_net: Embeds x `(batch, *shape_x)` to `(batch, num_features)`.
         num_hidden: Width of the network.
         num_blocks: Residual blocks of each of its parts.
+        score_fn: Optional function `(theta, x) -> score`, see `ScoreCarrier`.
 
     Raises:
         InvalidTypeError, InvalidInputError: If the prior cannot be mapped to N(0, I),
@@ -82,6 +88,7 @@ class ScoreNPE(AveragedTraining, NPSE):
         embedding_net: nn.Module | None = None,
         num_hidden: int = 128,
         num_blocks: int = 2,
+        score_fn: Callable[[Tensor, Tensor], Tensor] | None = None,
     ) -> None:
         vf_estimator = score_estimator or density_estimator or vf_estimator
         _require_model(vf_estimator)
@@ -108,7 +115,10 @@ class ScoreNPE(AveragedTraining, NPSE):
             summary_writer=summary_writer,
             tracker=tracker,
             show_progress_bars=show_progress_bars,
+            score_fn=score_fn,
         )
+        self._coordinates = builder.coordinates
+        self._mixed_target: MixedTarget | None = None
         self._start_averaging(0.999, None)
         self._pending: tuple[str, dict[str, Any]] = ("auto", {})
 
@@ -168,6 +178,43 @@ class ScoreNPE(AveragedTraining, NPSE):
         self._set_anchors(estimator)
         self._set_anchors(self._neural_net)
         return estimator
+
+    def _validate_before_storing(self, theta: Tensor, x: Tensor) -> None:
+        """Refuse scores where the prior has no gradient."""
+        if theta.ndim == 2:
+            g = torch.zeros_like(theta[:2])
+            posterior_score(g, theta[:2], self._coordinates, self._prior)
+
+    def _columns(self, starting_round: int) -> tuple[Tensor, ...]:
+        """Return posterior scores g in the network's coordinates, and rows with one."""
+        columns = super()._columns(starting_round)
+        if not columns:
+            return ()
+        score, mask = columns
+        theta = self.get_simulations(starting_round)[0]
+        g = posterior_score(score, theta, self._coordinates, self._prior)
+        known = mask.all(1) & g.isfinite().all(1)
+        rows = self.train_indices[known[self.train_indices].cpu()]
+        if not len(rows):
+            return ()
+        target = MixedTarget.fit(g[rows], known[rows])
+        self._mixed_target = target.to(self._device)
+        return g.nan_to_num(0.0), known
+
+    def _get_losses(self, batch: Sequence[Tensor], loss_args: Any) -> Tensor:
+        """Return the host's losses; with scores their target is mixed."""
+        if len(batch) <= 3:
+            return super()._get_losses(batch, loss_args)
+        net: Any = self._neural_net
+        # The host repeats a validation batch for each of its times.
+        repeats = 1 if loss_args.times is None else len(loss_args.times)
+        g = batch[3].to(self._device).repeat(repeats, 1)
+        known = batch[4].to(self._device).repeat(repeats)
+        net.batch_scores = self._mixed_target, g, known
+        try:
+            return super()._get_losses(batch[:3], loss_args)
+        finally:
+            net.batch_scores = None
 
     def _set_anchors(self, estimator: Any) -> None:
         theta, x, _ = self.get_simulations()

@@ -1,0 +1,239 @@
+"""ScoreNPE with exact scores: the mixed target, and what it buys."""
+
+import copy
+import pickle
+
+import pytest
+import torch
+from sbi.utils import BoxUniform
+from torch.distributions import Gamma, Independent, LogNormal, MultivariateNormal
+
+from sbi_scoreaug.errors import InvalidInputError, ScoreWarning
+from sbi_scoreaug.score_npe import ScoreNPE
+from sbi_scoreaug.score_npe.coordinates import normal_coordinates
+from sbi_scoreaug.score_npe.estimator import FactorizedScoreEstimator
+from sbi_scoreaug.score_npe.mixed_target import MixedTarget, posterior_score
+from sbi_scoreaug.simulators import (
+    GaussianGaussian,
+    GaussianMixtureLikelihood,
+    SignFlip,
+)
+
+QUIET = {"show_progress_bars": False}
+PRIORS = {
+    "Gaussian": MultivariateNormal(
+        torch.tensor([1.0, -2.0]), torch.tensor([[2.0, 0.6], [0.6, 0.5]])
+    ),
+    "box": BoxUniform(torch.tensor([-1.0, 2.0]), torch.tensor([3.0, 2.5])),
+    "independent": Independent(LogNormal(torch.zeros(2), 0.5 * torch.ones(2)), 1),
+    "transformed": Independent(Gamma(2 * torch.ones(2), torch.ones(2)), 1),
+}
+
+
+def log_likelihood(theta, x):
+    """Of a made-up simulator, smooth in theta."""
+    return -0.5 * ((x - theta.sin()) ** 2).sum(-1) - 0.1 * theta.prod(-1)
+
+
+@pytest.mark.parametrize("name", PRIORS)
+def test_posterior_scores_against_finite_differences(name):
+    prior = PRIORS[name]
+    theta, x = prior.sample((6,)), torch.randn(6, 2)
+    coordinates = normal_coordinates(prior)
+    leaf = theta.clone().requires_grad_()
+    (score,) = torch.autograd.grad(log_likelihood(leaf, x).sum(), leaf)
+    found = posterior_score(score, theta, coordinates, prior)
+
+    def log_density(z):
+        mapped = coordinates.from_normal(z)
+        log_prior = prior.log_prob(mapped) - coordinates.log_abs_det(mapped)
+        return log_likelihood(mapped, x) + log_prior
+
+    z, step = coordinates.to_normal(theta), 1e-2
+    for k in range(2):
+        shift = step * torch.eye(2)[k]
+        slope = (log_density(z + shift) - log_density(z - shift)) / (2 * step)
+        torch.testing.assert_close(found[:, k], slope, rtol=1e-2, atol=5e-3)
+
+
+def targets(simulator, m, num_pairs=200_000, flip=1.0):
+    """Noisy coordinates, their observations, mixed targets."""
+    theta = simulator.prior.sample((num_pairs,)).double()
+    x = simulator(theta)
+    g = flip * simulator.score(theta, x) - theta
+    known = torch.ones(num_pairs, dtype=torch.bool)
+    mixed = MixedTarget.fit(g, known)
+    noise, level = torch.randn_like(theta), torch.full((num_pairs, 1), m).double()
+    s = (1 - level**2).sqrt()
+    return level * theta + s * noise, x, mixed(g, known, noise, level, s), noise / s
+
+
+def test_the_target_of_a_gaussian_posterior_has_no_noise():
+    simulator = GaussianGaussian(3, correlation=0.5)
+    for m in (0.1, 0.7, 0.999):
+        noisy, x, target, denoising = targets(simulator, m, 200_000)
+        exact = simulator.diffused_score(noisy[:300], m, x[:300])
+        exact = exact[torch.arange(300), torch.arange(300)]
+        scale = exact.square().mean().sqrt()
+        # What remains is the error of J, estimated from 200,000 pairs.
+        assert (target[:300] - exact).square().mean().sqrt() < 0.02 * scale
+        assert (-denoising[:300] - exact).square().mean().sqrt() > 0.2
+
+
+@pytest.mark.parametrize("simulator", [SignFlip(0.7), GaussianMixtureLikelihood(2)])
+@pytest.mark.parametrize("m", [0.3, 0.8, 0.99])
+def test_the_target_is_unbiased(simulator, m):
+    """Its mean over pairs, weighted by functions of z_t and x, is the score's."""
+
+    def largest_z(flip):
+        noisy, x, target, _ = targets(simulator, m, 20_000, flip)
+        rows = torch.arange(1000)
+        exact = torch.cat(
+            [
+                simulator.diffused_score(noisy[part], m, x[part])[rows, rows]
+                for part in torch.arange(20_000).split(1000)
+            ]
+        )
+        tests = torch.stack([noisy[:, 0].tanh(), x[:, 0].tanh(), (noisy * x).sum(1)])
+        products = tests[:, :, None] * (target - exact)
+        error = products.std(1) / 20_000**0.5
+        return (products.mean(1) / error).abs().max()
+
+    torch.manual_seed(3)
+    assert largest_z(1.0) < 4.0
+    assert largest_z(-1.0) > 6.0
+
+
+def test_the_target_at_both_ends():
+    g, known = torch.randn(50, 2), torch.ones(50, dtype=torch.bool)
+    mixed, noise = MixedTarget.fit(g, known), torch.randn(50, 2)
+    one, tiny = torch.ones(50, 1), torch.full((50, 1), 1e-4)
+    assert torch.allclose(mixed(g, known, noise, one, tiny), g, atol=1e-2)
+    assert torch.allclose(mixed(g, known, noise, tiny, one), -noise, atol=1e-2)
+    none = torch.zeros_like(known)
+    assert torch.equal(mixed(g, none, noise, one, tiny), -noise / tiny)
+
+
+def data(simulator, num_simulations):
+    theta = simulator.prior.sample((num_simulations,))
+    x = simulator(theta)
+    return theta, x, simulator.score(theta, x)
+
+
+def relative_error(estimator, simulator, t=0.1):
+    """Root mean squared error of the network's excess over the prior's score."""
+    torch.manual_seed(99)
+    theta, x, _ = data(simulator, 200)
+    m = estimator.schedule.mean(t)
+    noisy = m * theta + (1 - m**2) ** 0.5 * torch.randn_like(theta)
+    rows = torch.arange(200)
+    exact = simulator.diffused_score(noisy, m, x)[rows, rows]
+    with torch.no_grad():
+        found = estimator(noisy, x, torch.full((200,), t))
+    return ((found - exact).norm() / (exact + noisy).norm()).item()
+
+
+def test_scores_improve_the_network_and_flipped_ones_do_not():
+    simulator, errors = GaussianGaussian(2), {}
+    torch.manual_seed(0)
+    theta, x, score = data(simulator, 500)
+    for name, factor in {"none": None, "scores": 1.0, "flipped": -1.0}.items():
+        torch.manual_seed(1)
+        trainer = ScoreNPE(simulator.prior, num_hidden=32, **QUIET)
+        given = None if factor is None else factor * score
+        trainer.append_simulations(theta, x, score=given, score_check=False)
+        estimator = trainer.train(num_steps=400, stop_after_epochs=10**6)
+        errors[name] = relative_error(estimator, simulator)
+    assert errors["scores"] < 0.5 * errors["none"]
+    assert errors["flipped"] > errors["none"]
+
+
+def small_trainer(**options):
+    simulator = GaussianGaussian(2)
+    theta, x, score = data(simulator, 120)
+    trainer = ScoreNPE(simulator.prior, num_hidden=16, **QUIET, **options)
+    return trainer, theta, x, score
+
+
+FAST = {"num_steps": 6, "training_batch_size": 50}
+
+
+def test_scores_stay_beside_their_rows(monkeypatch):
+    """Also where the host repeats a validation batch, and drops a failed row."""
+    trainer, theta, x, score = small_trainer()
+    x[7], score[11, 0] = torch.nan, torch.nan
+    with pytest.warns(ScoreWarning, match="1 of 238"):
+        trainer.append_simulations(theta, x, score=score)
+    expected = {
+        tuple(row.tolist()): g for row, g in zip(theta, score - theta, strict=True)
+    }
+    seen = []
+    original = FactorizedScoreEstimator.loss
+
+    def loss(self, input, condition, times=None, **kwargs):
+        _, g, known = self.batch_scores
+        assert len(g) == len(input) == len(known)
+        for row, found, ok in zip(input, g, known, strict=True):
+            want = expected[tuple(row.tolist())]
+            assert bool(ok) == bool(want.isfinite().all())
+            assert not ok or torch.allclose(found, want, atol=1e-5)
+        seen.append(times is not None)
+        return original(self, input, condition, times, **kwargs)
+
+    monkeypatch.setattr(FactorizedScoreEstimator, "loss", loss)
+    trainer.train(**FAST)
+    assert True in seen and False in seen
+    assert trainer._neural_net.batch_scores is None
+
+
+def test_resumed_pickled_and_function_scores(tmp_path):
+    trainer, theta, x, score = small_trainer()
+    trainer.append_simulations(theta, x, score=score).train(**FAST)
+    twin = pickle.loads(pickle.dumps(copy.deepcopy(trainer)))
+    twin.train(resume_training=True, **FAST)
+    simulator = GaussianGaussian(2)
+    other = small_trainer(score_fn=simulator.score)[0]
+    other.append_simulations(theta, x)
+    assert torch.allclose(other._score_roundwise[0], score)
+
+
+def test_networks_of_the_host_take_scores():
+    trainer, theta, x, score = small_trainer(vf_estimator="mlp")
+    trainer.append_simulations(theta, x, score=score)
+    posterior = trainer.train(**FAST) and trainer.build_posterior()
+    assert posterior.sample((5,), x=x[:2], **QUIET).shape == (5, 2)
+
+
+def test_wrong_scores_are_refused_before_anything_is_stored():
+    trainer, theta, x, score = small_trainer()
+    with pytest.raises(InvalidInputError, match="shape of theta"):
+        trainer.append_simulations(theta, x, score=score[:5])
+    with pytest.raises(InvalidInputError, match="score_kind"):
+        trainer.append_simulations(theta, x, score=score, score_kind="noisy")
+    assert not trainer._theta_roundwise
+    with pytest.warns(ScoreWarning, match="sign"):
+        theta, x, score = data(GaussianGaussian(2), 500)
+        trainer.append_simulations(theta, x, score=-score)
+
+
+class Stubborn:
+    """Independent gammas whose density is computed outside of torch."""
+
+    def __init__(self):
+        self._prior = PRIORS["transformed"]
+        self.support, self.event_shape = self._prior.support, self._prior.event_shape
+        self.batch_shape, self.mean = self._prior.batch_shape, self._prior.mean
+        self.stddev = self._prior.stddev
+
+    def sample(self, shape=()):
+        return self._prior.sample(shape)
+
+    def log_prob(self, theta):
+        return self._prior.log_prob(theta.detach())
+
+
+def test_a_density_without_gradient_is_refused():
+    theta = PRIORS["transformed"].sample((9,))
+    coordinates = normal_coordinates(PRIORS["transformed"])
+    with pytest.raises(InvalidInputError, match="differentiated"):
+        posterior_score(theta, theta, coordinates, Stubborn())
