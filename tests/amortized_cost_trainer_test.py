@@ -291,7 +291,8 @@ def test_failing_simulations():
     x[fails] = torch.nan
     truth = torch.tensor([0.6, 0.0])
     x_o = (truth + PROBLEM.shift.float())[None]
-    above = {}
+    far = x_o + torch.tensor([[8.0, 0.0]])  # beyond the failing region
+    above, beyond = {}, {}
     for mode in ("drop", "penalty"):
         trainer = AmortizedCostEstimator(PROBLEM.prior, show_progress_bars=False)
         trainer.append_simulations(theta, x)
@@ -301,8 +302,12 @@ def test_failing_simulations():
         posterior = trainer.build_posterior(sample_with="importance", beta=4.0)
         samples = posterior.sample((500,), x=x_o, show_progress_bars=False)
         above[mode] = (samples[:, 0] > 0.8).float().mean().item()
+        with pytest.warns(ModelWarning):
+            samples = posterior.sample((500,), x=far, show_progress_bars=False)
+        beyond[mode] = (samples[:, 0] > 0.8).float().mean().item()
     assert above["drop"] > 0.2  # failing says nothing: the control
     assert above["penalty"] < 0.05
+    assert beyond["drop"] > 0.9 and beyond["penalty"] < 0.1
     grid = torch.tensor([[-1.0, 0.0], [2.0, 0.0]])
     probability = net.failure_probability(grid)
     assert probability[0] < 0.1 and probability[1] > 0.9
@@ -316,6 +321,29 @@ def test_exclude_invalid_drops_at_once():
     trainer = AmortizedCostEstimator(PROBLEM.prior, show_progress_bars=False)
     trainer.append_simulations(theta, x, exclude_invalid_x=True)
     assert len(trainer.get_simulations()[0]) == 40
+
+
+# temperature
+
+
+def test_calibrations_are_kept_for_a_network_and_a_prior():
+    trainer = new_trainer(validation_fraction := 300)
+    trainer.train(**QUICK)
+    options = {"num_observations": 20, "num_particles": 20}
+    wide = MultivariateNormal(torch.zeros(2), torch.eye(2))
+    found = trainer.calibrate_beta("ml", prior=wide, **options)
+    assert trainer.calibrate_beta("ml", prior=wide, **options) is found
+    assert trainer.calibrate_beta("coverage", prior=wide, **options) is not found
+    for _ in range(20):  # freed priors: their place in memory is used again
+        narrow = MultivariateNormal(torch.zeros(2), 0.01 * torch.eye(2))
+        other = trainer.calibrate_beta("ml", prior=narrow, **options)
+        assert other is not found
+        known = [entry[0] for entry in trainer._calibrations]
+        assert any(prior is narrow for prior in known)
+        del narrow
+    assert other.beta < 0.8 * found.beta
+    trainer.train(resume_training=True, max_num_epochs=2)
+    assert trainer.calibrate_beta("ml", prior=wide, **options) is not found
 
 
 # honesty

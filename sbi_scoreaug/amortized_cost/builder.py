@@ -92,8 +92,8 @@ def build_cost_net(
         theta: Training parameters `(num_simulations, dim_theta)`.
         x: Training simulations `(num_simulations, *shape_x)`.
         distance: The distance, fitted.
-        penalize_failures: Whether failed simulations count as far from every target:
-            as far as the largest distance among valid ones.
+        penalize_failures: Whether failed simulations count as far from every target,
+            see `penalized_cost`.
 
     Raises:
         InvalidTypeError: The user's function returned no estimator.
@@ -114,5 +114,4 @@ def build_cost_net(
             estimator = CustomCost(theta[valid], x[valid], distance, custom)
     if not penalize_failures:
         return estimator
-    largest = distance(x[valid], x[valid].roll(1, dims=0)).max()
-    return PenalizedCost(estimator, ~valid, largest)
+    return PenalizedCost(estimator, ~valid, distance, x[valid])

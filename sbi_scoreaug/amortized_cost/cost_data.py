@@ -122,6 +122,22 @@ class CostData(LikelihoodEstimatorTrainer):
         self._targets.append(x)
         return self
 
+    def _check_simulations(self, theta: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Return a user's simulations as the trainer stores them.
+
+        Raises:
+            InvalidTypeError, InvalidInputError: They are unlike those appended, or
+                invalid.
+        """
+        theta, x = as_rows(theta, x)
+        check_event_shape(self._distance, x)
+        self._check_same_shape("x", x)
+        if not is_valid(self._distance, x).all():
+            raise InvalidInputError(
+                "x: expected valid simulations, got NaN or infinity. Leave those out."
+            )
+        return theta, x
+
     def _check_same_shape(self, name: str, x: Tensor) -> None:
         for known in (*self._x_roundwise, *self._targets):
             if known.shape[1:] != x.shape[1:]:

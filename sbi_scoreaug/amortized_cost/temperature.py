@@ -136,7 +136,7 @@ def _climb(
                 "inside": 1 - level if asked is None else (level < asked).float(),
                 "log_z": particles.log_normalizer.clone(),
                 "accept": torch.tensor(accept),
-                "lowest": lowest,
+                "lowest": torch.minimum(lowest, _extrapolated(particles)),
             }
         )
         values = condition_of(method, {**_stack(rungs), **fixed}, fractions)
@@ -145,6 +145,12 @@ def _climb(
             break
     ladder = {**_stack(rungs), **fixed}
     return {name: value.cpu() for name, value in ladder.items()}
+
+
+def _extrapolated(particles: AnnealedPosteriors) -> Tensor:
+    """Least cost `(B,)`: E f - b Var f, as E f = min f + k / b and Var f = -dE f/db."""
+    variance = particles.cost.var(dim=1)
+    return particles.cost.mean(dim=1) - particles.beta * variance
 
 
 def _stack(rungs: list[dict[str, Tensor]]) -> dict[str, Tensor]:

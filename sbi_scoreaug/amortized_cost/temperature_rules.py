@@ -12,7 +12,7 @@ With pi_b(theta | x) ~ exp(-b f(theta, x)) p(theta), E_{i,b} its mean at x_i and
                 and importance sampling can serve. That is Z_b^2 / Z_2b of the
                 normalisers Z_b, however small it is
     predictive  the smallest b whose mean excess cost, E_{i,b} f - min f, is at most
-                `tolerance` of the prior's; min f is the least cost that was met
+                `tolerance` of the prior's; min f is extrapolated from the last rung
 
 Each is a quantity that falls through zero at the answer. Where it does not, at neither
 end of the ladder nor in between, the rule has no solution, and says why.

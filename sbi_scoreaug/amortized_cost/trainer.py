@@ -220,17 +220,28 @@ class AmortizedCostEstimator(CostTraining):
             raise InvalidInputError(
                 f"beta: expected a positive number or one of {METHODS}, got {method!r}."
             )
+        if (theta is None) != (x is None):
+            raise InvalidInputError(
+                "theta, x: expected both or neither, got one of them. Parameters from "
+                "the prior and their simulations belong together."
+            )
         cost_net = self._cost_net(estimator)
         prior = self._resolve_prior(prior, "mcmc")
-        default = theta is None and x is None and cost_net is self._neural_net
-        key = (method, id(prior), tuple(sorted(options.items())))
-        if default and key in self._calibrations:
-            return self._calibrations[key]
+        default = theta is None and cost_net is self._neural_net
+        for known_prior, *key, calibration in self._calibrations if default else ():
+            if known_prior is prior and key == [method, options]:
+                calibration.warn()
+                return calibration
         if theta is None or x is None:
             theta, x = self._held_out()
-        calibration = calibrate_beta(cost_net, prior, theta, x, method, **options)
+        else:
+            theta, x = self._check_simulations(theta, x)
+        device = next(cost_net.parameters()).device
+        calibration = calibrate_beta(
+            cost_net, prior, theta.to(device), x.to(device), method, **options
+        )
         if default:
-            self._calibrations[key] = calibration
+            self._calibrations.append((prior, method, options, calibration))
         return calibration
 
     def _held_out(self) -> tuple[Tensor, Tensor]:
