@@ -18,7 +18,7 @@ from sbi_scoreaug.simulators import LinearGaussianCost
 class ExactCost(nn.Module):
     """The closed-form cost in the shape of a network."""
 
-    needs_pairs = False
+    needs_pairs, on_sets = False, False
 
     def __init__(self, problem, factor=1.0):
         super().__init__()
@@ -32,6 +32,9 @@ class ExactCost(nn.Module):
 
     def embed(self, x_t):
         return x_t
+
+    def forward(self, theta, x_t):
+        return self.cost(self.encode(theta), self.embed(x_t).unsqueeze(1)).squeeze(1)
 
     def cost(self, encoded, embedded):
         residual = encoded[0].unsqueeze(1) + self.problem.shift.float() - embedded
@@ -48,7 +51,7 @@ def calibrate(name, method, seed=0, factor=1.0, **options):
     torch.manual_seed(seed)
     theta = problem.prior.sample((300,))
     x = problem(theta)
-    options = {"num_observations": 300, "num_particles": 60, **options}
+    options = {"num_observations": 200, "num_particles": 60, **options}
     cost = ExactCost(problem, factor)
     return calibrate_beta(cost, problem.prior, theta, x, method, **options)
 
@@ -109,7 +112,7 @@ def test_predictive_rule_finds_the_closed_form(name):
         a, v = 2 * beta / problem.dim_theta, problem.noise_variance
         return (1 / (1 + a) + (1 + v) / (1 + a) ** 2) / (2 + v)
 
-    # over 10 seeds .093 to .104 in two dimensions, .104 to .105 in ten
+    # over 10 seeds .093 to .099 in two dimensions, .095 to .098 in ten
     assert excess(found.beta) == pytest.approx(0.1, rel=0.1)
     assert excess(1.5 * found.beta) != pytest.approx(0.1, rel=0.1)  # control
 

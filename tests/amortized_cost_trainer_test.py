@@ -327,7 +327,7 @@ def test_exclude_invalid_drops_at_once():
 
 
 def test_calibrations_are_kept_for_a_network_and_a_prior():
-    trainer = new_trainer(validation_fraction := 300)
+    trainer = new_trainer()
     trainer.train(**QUICK)
     options = {"num_observations": 20, "num_particles": 20}
     wide = MultivariateNormal(torch.zeros(2), torch.eye(2))

@@ -31,7 +31,9 @@ class AnnealedPosteriors:
         prior: The prior.
         x: Observations `(B, *shape_x)`.
         num_particles: Particles P an observation.
-        num_moves: Sweeps of moves after each change of beta.
+        num_moves: Sweeps of moves after each change of beta; by default two more than
+            theta has components. With fewer, particles lag behind: in ten dimensions
+            four sweeps bias the coverage rule by -4 %, twelve by less than 1 %.
 
     Attributes:
         theta: Particles `(B, P, dim_theta)`.
@@ -47,13 +49,14 @@ class AnnealedPosteriors:
         prior: Distribution,
         x: Tensor,
         num_particles: int = 100,
-        num_moves: int = 4,
+        num_moves: int | None = None,
     ) -> None:
-        self.estimator, self.prior, self.num_moves = estimator, prior, num_moves
+        self.estimator, self.prior = estimator, prior
         self.embedded = estimator.embed(x)
         self.shape = (len(x), num_particles)
         self.theta = prior.sample((len(x) * num_particles,)).unflatten(0, self.shape)
         self.cost, self.log_prior = self.evaluate(self.theta)
+        self.num_moves = num_moves or 2 + self.theta.shape[2]
         self.beta, self.jump = 0.0, 1.0
         self.log_normalizer = torch.zeros(len(x), device=self.cost.device)
 
