@@ -103,6 +103,7 @@ class CostData(LikelihoodEstimatorTrainer):
             The trainer, so that calls can be chained.
 
         Raises:
+            InvalidTypeError: No floating tensor.
             InvalidInputError: Another shape than the simulations, NaN or infinity;
                 nothing is stored.
         """

@@ -115,7 +115,8 @@ class AmortizedCostEstimator(CostAssessment):
         Args:
             density_estimator: A cost network; by default the latest.
             prior: As in the host class.
-            sample_with: "mcmc", "rejection", "vi" or "importance".
+            sample_with: "mcmc", "rejection", "vi" or "importance"; the last is the
+                fastest by far where theta has few components and beta is moderate.
             args: As in the host class.
             beta: Inverse temperature, or the rule that finds it, see `calibrate_beta`.
                 It can be changed later by `posterior.beta = ...`.

@@ -91,7 +91,8 @@ class CostTraining(CostData):
 
         Args:
             args: As in the host class.
-            targets_per_simulation: Targets that a simulation meets in a batch.
+            targets_per_simulation: Targets that a simulation meets in a batch. The
+                "quadratic" network, exact in x_t, is trained without targets.
             widened_fraction: Fraction of targets that is widened, from 0 to 1.
             widened_scale: By how many prior predictive standard deviations.
             invalid: "raise" on simulations with NaN or infinity, "drop" them, or give
