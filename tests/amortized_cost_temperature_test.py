@@ -218,6 +218,7 @@ def test_hopeless_calibrations_warn_and_bad_options_raise():
     for options in (
         {"method": "map"},
         {"level": 1.5},
+        {"level": "high"},
         {"ess_fraction": 0.0},
         {"tolerance": -1.0},
         {"num_observations": 2},

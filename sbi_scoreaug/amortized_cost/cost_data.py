@@ -171,7 +171,7 @@ def as_rows(theta: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
 
     Raises:
         InvalidTypeError: Anything but float32 tensors.
-        InvalidInputError: Different numbers of rows.
+        InvalidInputError: Different numbers of rows, or parameters that are not finite.
     """
     for name, value in (("theta", theta), ("x", x)):
         if not isinstance(value, Tensor) or value.dtype != torch.float32:
@@ -183,6 +183,12 @@ def as_rows(theta: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
     if len(theta) != len(x):
         raise InvalidInputError(
             f"x: expected as many rows as theta ({len(theta)}), got {len(x)}."
+        )
+    if not theta.isfinite().all():
+        failed = int((~theta.isfinite()).sum())
+        raise InvalidInputError(
+            f"theta: expected finite parameters, got NaN or infinity in {failed} of "
+            f"{theta.numel()} values."
         )
     theta = theta.unsqueeze(1) if theta.ndim == 1 else theta
     return theta, x.unsqueeze(1) if x.ndim == 1 else x

@@ -80,8 +80,10 @@ def calibrate_beta(
         raise InvalidInputError(f"method: expected one of {METHODS}, got {method!r}.")
     fractions = {"level": level, "ess_fraction": ess_fraction, "tolerance": tolerance}
     for name, value in fractions.items():
-        if value is not None and not 0 < value < 1:
-            raise InvalidInputError(f"{name}: expected between 0 and 1, got {value}.")
+        if value is None and name == "level":
+            continue
+        if not isinstance(value, (int, float)) or not 0 < value < 1:
+            raise InvalidInputError(f"{name}: expected between 0 and 1, got {value!r}.")
     if len(theta) < MIN_OBSERVATIONS or len(theta) != len(x):
         raise InvalidInputError(
             f"theta, x: expected at least {MIN_OBSERVATIONS} simulations from the "
