@@ -450,6 +450,8 @@ def test_bad_data_store_nothing():
         with pytest.raises(InvalidInputError, match="targets"):
             trainer.append_targets(bad)
     assert len(trainer.get_simulations()[0]) == 50 and not trainer._targets
+    with pytest.raises(InvalidInputError, match="Append simulations first"):
+        AmortizedCostEstimator(PROBLEM.prior).append_targets(torch.randn(2))
 
 
 def test_sets_and_points_are_told_apart():
@@ -480,6 +482,11 @@ def test_bad_training_options():
     wrong = new_trainer(50, distance=lambda x, x_t: (x - x_t).abs())
     with pytest.raises(InvalidInputError, match="shape"):
         wrong.train()
+    holes = new_trainer(
+        50, distance=lambda x, x_t: (20 - (x - x_t).abs().amax(1)).log()
+    )
+    with pytest.raises(InvalidInputError, match="pairs.*widened_fraction=0"):
+        holes.train(widened_scale=20.0)
     with pytest.raises(InvalidInputError, match="at least"):
         new_trainer(3).train()
     assert new_trainer(30).train(training_batch_size=500, **QUICK) is not None

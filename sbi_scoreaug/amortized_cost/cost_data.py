@@ -114,6 +114,11 @@ class CostData(LikelihoodEstimatorTrainer):
         x = x.detach().to(torch.float32)
         if self._x_roundwise and x.ndim == self._x_roundwise[0].ndim - 1:
             x = x.unsqueeze(0)
+        if x.ndim < 2:
+            raise InvalidInputError(
+                "targets x: expected shape (num_targets, *shape_x), got "
+                f"{tuple(x.shape)}. Append simulations first if this is one target."
+            )
         check_event_shape(self._distance, x)
         self._check_same_shape("targets x", x)
         if not is_valid(self._distance, x).all():

@@ -41,6 +41,7 @@ MAX_SIMULATIONS = 200
 MIN_SIMULATIONS = 10
 SUSPICIOUS = 0.02
 PAIRS_A_ROW = 8
+MAX_ROWS = 4000
 
 
 @dataclass
@@ -148,7 +149,8 @@ def diagnose(
             f"{len(theta)}. Pass fresh ones to diagnose(theta=..., x=...)."
         )
     with torch.no_grad():
-        variance, error, noise, shared = _errors(potential, distance, theta, x)
+        rows = (theta[:MAX_ROWS], x[:MAX_ROWS])
+        variance, error, noise, shared = _errors(potential, distance, *rows)
         together = _stack_events(x_o, x[:MAX_SIMULATIONS])
         costs = predictive_costs(potential, together).cpu()
     known = potential.target_range

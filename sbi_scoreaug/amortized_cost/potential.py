@@ -39,7 +39,7 @@ def validate_beta(beta: Any) -> float:
         ) from error
     if not 0 < value < math.inf:
         raise InvalidInputError(
-            f"beta: expected a positive and finite number, got {value}. Larger values "
+            f"beta: expected a positive and finite number, got {beta!r}. Larger values "
             "trust the observation more; calibrate_beta finds one."
         )
     return value
