@@ -1,17 +1,13 @@
 """Distances, pairs, networks, potential and target range, one by one."""
 
 import copy
-import importlib
 import math
 import pickle
-import pkgutil
-from doctest import DocTestFinder, DocTestRunner
 
 import pytest
 import torch
 from sbi.utils import BoxUniform
 
-import sbi_scoreaug.amortized_cost as ace
 from sbi_scoreaug.amortized_cost import (
     DISTANCES,
     CallableDistance,
@@ -23,6 +19,7 @@ from sbi_scoreaug.amortized_cost import (
 )
 from sbi_scoreaug.amortized_cost.distance_checks import check_distance, is_valid
 from sbi_scoreaug.amortized_cost.pairs import TargetPool
+from sbi_scoreaug.amortized_cost.penalized_cost import PenalizedCost
 from sbi_scoreaug.errors import InvalidInputError, InvalidTypeError
 from sbi_scoreaug.simulators import GaussianMixtureTrials, TwoMoons
 
@@ -38,15 +35,6 @@ def simulations(distance, num=40):
     shape = (num, 4, 3) if distance.on_sets else (num, 3)
     scale = torch.tensor([0.5, 1.0, 3.0])
     return scale * torch.randn(shape)
-
-
-def test_doctests_run():
-    for module in pkgutil.iter_modules(ace.__path__):
-        module = importlib.import_module(f"sbi_scoreaug.amortized_cost.{module.name}")
-        runner = DocTestRunner()
-        for test in DocTestFinder().find(module, globs=dict(vars(module))):
-            test.globs["torch"] = torch
-            assert runner.run(test).failed == 0
 
 
 # distances
@@ -256,6 +244,31 @@ def test_potential(cost_net, name):
     torch.testing.assert_close(potential(theta), paired, rtol=1e-4, atol=1e-4)
     with pytest.raises(InvalidInputError, match="as many rows"):
         potential(theta[:5])
+
+
+@pytest.mark.parametrize(("cost_net", "name"), NETS + [("net", "mse")])
+def test_failure_is_as_far_as_the_farthest_simulation(cost_net, name):
+    valid, theta, x = build(cost_net, name)
+    distance = resolve_distance(name).fit(x)
+    failed = torch.arange(len(x)) % 2 == 0
+    net = PenalizedCost(valid, failed, distance, x)
+    far = torch.cat([x[:3], x[:3] + 50])
+    table = torch.stack([distance(x, y.expand_as(x)) for y in far])
+    torch.testing.assert_close(net.penalty(far), table.max(1).values)
+    torch.nn.init.zeros_(net.classifier.straight.bias)  # p = 1/2 everywhere
+    expected = (valid(theta[:6], far) + net.penalty(far)) / 2
+    torch.testing.assert_close(net(theta[:6], far), expected)
+    assert not torch.allclose(valid(theta[:6], far), expected)  # control
+    for twin in (copy.deepcopy(net), pickle.loads(pickle.dumps(net))):
+        assert torch.equal(twin(theta[:6], far), net(theta[:6], far))
+    prior = BoxUniform(torch.zeros(2), torch.ones(2))
+    potential = CostBasedPotential(net, prior, far, beta=2.0)  # six iid observations
+    theta.requires_grad_()
+    potential(theta).sum().backward()
+    assert theta.grad.isfinite().all() and theta.grad.abs().sum() > 0
+    if name in ("mmd", "energy"):
+        potential.set_x(torch.randn(1, 9, 3))  # more trials than in training
+        assert potential(theta).shape == (40,)
 
 
 def test_potential_takes_sets_of_any_number_of_trials():

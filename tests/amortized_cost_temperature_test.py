@@ -10,6 +10,7 @@ from torch import nn
 from sbi_scoreaug import AmortizedCostEstimator
 from sbi_scoreaug.amortized_cost import ModelWarning, calibrate_beta
 from sbi_scoreaug.amortized_cost.annealing import AnnealedPosteriors
+from sbi_scoreaug.amortized_cost.temperature_rules import condition_of, solve
 from sbi_scoreaug.errors import InvalidInputError
 from sbi_scoreaug.simulators import LinearGaussianCost
 
@@ -17,7 +18,7 @@ from sbi_scoreaug.simulators import LinearGaussianCost
 class ExactCost(nn.Module):
     """The closed-form cost in the shape of a network."""
 
-    needs_pairs = False
+    needs_pairs, on_sets = False, False
 
     def __init__(self, problem, factor=1.0):
         super().__init__()
@@ -31,6 +32,9 @@ class ExactCost(nn.Module):
 
     def embed(self, x_t):
         return x_t
+
+    def forward(self, theta, x_t):
+        return self.cost(self.encode(theta), self.embed(x_t).unsqueeze(1)).squeeze(1)
 
     def cost(self, encoded, embedded):
         residual = encoded[0].unsqueeze(1) + self.problem.shift.float() - embedded
@@ -47,7 +51,7 @@ def calibrate(name, method, seed=0, factor=1.0, **options):
     torch.manual_seed(seed)
     theta = problem.prior.sample((300,))
     x = problem(theta)
-    options = {"num_observations": 300, "num_particles": 60, **options}
+    options = {"num_observations": 200, "num_particles": 60, **options}
     cost = ExactCost(problem, factor)
     return calibrate_beta(cost, problem.prior, theta, x, method, **options)
 
@@ -99,6 +103,88 @@ def test_effective_fraction_is_that_of_prior_draws():
     assert torch.stack(fractions).median().item() == pytest.approx(0.05, rel=0.3)
 
 
+@pytest.mark.parametrize("name", EXACT)
+def test_predictive_rule_finds_the_closed_form(name):
+    problem = EXACT[name][0]
+    found = calibrate(name, "predictive", tolerance=0.1)
+
+    def excess(beta):
+        a, v = 2 * beta / problem.dim_theta, problem.noise_variance
+        return (1 / (1 + a) + (1 + v) / (1 + a) ** 2) / (2 + v)
+
+    # over 10 seeds .093 to .099 in two dimensions, .095 to .098 in ten
+    assert excess(found.beta) == pytest.approx(0.1, rel=0.1)
+    assert excess(1.5 * found.beta) != pytest.approx(0.1, rel=0.1)  # control
+
+
+# rules without a solution
+
+
+class ConstantCost(ExactCost):
+    """A cost that theta does not change."""
+
+    def cost(self, encoded, embedded):
+        return 0.3 + 0 * super().cost(encoded, embedded)
+
+
+class ReversedCost(ExactCost):
+    """A cost that is largest where it should be least."""
+
+    def cost(self, encoded, embedded):
+        return -super().cost(encoded, embedded)
+
+
+def no_solution(cost, x_shift, method, **options):
+    """Calibrate on simulations whose x is moved; return the reason and the result."""
+    theta = ISOTROPIC.prior.sample((100,))
+    x = ISOTROPIC(theta) if x_shift is None else theta + x_shift
+    with pytest.warns(ModelWarning, match="no solution") as caught:
+        found = calibrate_beta(
+            cost, ISOTROPIC.prior, theta, x, method, num_particles=40, **options
+        )
+    assert not found.solved and math.isnan(found.stderr)
+    assert caught[0].filename == __file__  # in the name of the caller
+    return str(caught[0].message), found
+
+
+@pytest.mark.parametrize(
+    ("cost", "x_shift", "method", "options", "reason"),
+    [
+        (ExactCost, 0.0, "ml", {}, "nearly deterministic"),
+        (ExactCost, 0.0, "coverage", {}, "nearly deterministic"),
+        (ReversedCost, None, "ml", {}, "not below those of prior draws"),
+        (ReversedCost, None, "coverage", {}, "never rises"),
+        (ConstantCost, None, "ml", {}, "learned nothing"),
+        (ConstantCost, None, "ess", {}, "prior draws serve every beta"),
+        (ExactCost, None, "ess", {"ess_fraction": 0.9999}, "serve no beta"),
+        (ConstantCost, None, "predictive", {}, "may not depend on theta"),
+        (ExactCost, None, "predictive", {"tolerance": 0.9999}, "that small already"),
+    ],
+)
+def test_rules_without_a_solution_say_why(cost, x_shift, method, options, reason):
+    message, found = no_solution(cost(ISOTROPIC), x_shift, method, **options)
+    assert reason in message
+    at_top = method != "predictive" and ("deterministic" in reason or "every" in reason)
+    top = -3 if method == "ess" else -1  # Z at twice beta is known up to there
+    assert found.beta == found.betas[top if at_top else 0].item()
+
+
+def test_shuffled_simulations_have_no_coverage():
+    theta = ISOTROPIC.prior.sample((200,))
+    x = ISOTROPIC(theta).roll(1, dims=0)
+    with pytest.warns(ModelWarning, match="no solution") as caught:
+        calibrate_beta(ExactCost(ISOTROPIC), ISOTROPIC.prior, theta, x, "coverage")
+    assert "never rises" in str(caught[0].message)
+
+
+def test_the_last_rungs_are_no_solution_of_ess():
+    betas = torch.logspace(0, 1, 8, dtype=torch.float64)
+    ladder = {"log_z": -betas.float().unsqueeze(1) * torch.ones(8, 3)}
+    values = condition_of("ess", ladder, {"ess_fraction": 0.01})
+    assert len(values) == 6  # Z at twice beta is not known on the last two
+    assert solve("ess", betas, values).failure
+
+
 def test_one_level_of_coverage_and_the_curves():
     found = calibrate("isotropic", "coverage", level=0.9)
     assert found.beta == pytest.approx(4.0, rel=0.5)
@@ -132,9 +218,11 @@ def test_hopeless_calibrations_warn_and_bad_options_raise():
     for options in (
         {"method": "map"},
         {"level": 1.5},
+        {"level": "high"},
         {"ess_fraction": 0.0},
         {"tolerance": -1.0},
         {"num_observations": 2},
+        {"num_particles": 2},
     ):
         options = {"method": "ml", **options}
         few = 3 if "num_observations" in options else 100

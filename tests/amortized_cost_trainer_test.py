@@ -221,6 +221,36 @@ def test_beta_can_be_changed_without_training(trained, x_o):
     assert spreads[1] < 0.6 * spreads[0]  # exactly 0.39
 
 
+def test_a_variational_fit_holds_at_its_own_beta_only(trained, x_o):
+    posterior = trained.build_posterior(sample_with="vi", beta=4.0).set_default_x(x_o)
+    fit = {
+        "max_num_iters": 2,
+        "show_progress_bar": False,
+        "check_for_convergence": False,
+    }
+    posterior.train(**fit, quality_control=False)
+    assert posterior.sample((3,)).shape == (3, 2)
+    posterior.beta = 9.0
+    for twin in (posterior, pickle.loads(pickle.dumps(posterior))):
+        with pytest.raises(InvalidStateError, match="fitted, got 9"):
+            twin.sample((3,))
+        with pytest.raises(InvalidStateError, match="Call its train again"):
+            twin.log_prob(torch.zeros(1, 2))
+    posterior.train(**fit, quality_control=False)
+    assert posterior.log_prob(posterior.sample((3,))).shape == (3,)
+
+
+def test_sample_batched_warns_of_odd_observations(trained, x_o):
+    parameters = MCMCPosteriorParameters(num_chains=2, warmup_steps=2)
+    posterior = trained.build_posterior(beta=1.0, posterior_parameters=parameters)
+    with pytest.warns(ModelWarning, match="1 of 2"):
+        posterior.sample_batched(
+            (2,), torch.cat([x_o, x_o + 20]), show_progress_bars=False
+        )
+    with pytest.raises(InvalidInputError, match="x_o"):
+        posterior.sample_batched((2,), x_o * torch.nan)
+
+
 def test_map_iid_batches_ensembles_and_plots(trained, x_o):
     parameters = MCMCPosteriorParameters(num_chains=10, warmup_steps=10)
     posterior = trained.build_posterior(beta=4.0, posterior_parameters=parameters)
@@ -291,7 +321,8 @@ def test_failing_simulations():
     x[fails] = torch.nan
     truth = torch.tensor([0.6, 0.0])
     x_o = (truth + PROBLEM.shift.float())[None]
-    above = {}
+    far = x_o + torch.tensor([[8.0, 0.0]])  # beyond the failing region
+    above, beyond = {}, {}
     for mode in ("drop", "penalty"):
         trainer = AmortizedCostEstimator(PROBLEM.prior, show_progress_bars=False)
         trainer.append_simulations(theta, x)
@@ -301,8 +332,12 @@ def test_failing_simulations():
         posterior = trainer.build_posterior(sample_with="importance", beta=4.0)
         samples = posterior.sample((500,), x=x_o, show_progress_bars=False)
         above[mode] = (samples[:, 0] > 0.8).float().mean().item()
+        with pytest.warns(ModelWarning):
+            samples = posterior.sample((500,), x=far, show_progress_bars=False)
+        beyond[mode] = (samples[:, 0] > 0.8).float().mean().item()
     assert above["drop"] > 0.2  # failing says nothing: the control
     assert above["penalty"] < 0.05
+    assert beyond["drop"] > 0.9 and beyond["penalty"] < 0.1
     grid = torch.tensor([[-1.0, 0.0], [2.0, 0.0]])
     probability = net.failure_probability(grid)
     assert probability[0] < 0.1 and probability[1] > 0.9
@@ -316,6 +351,29 @@ def test_exclude_invalid_drops_at_once():
     trainer = AmortizedCostEstimator(PROBLEM.prior, show_progress_bars=False)
     trainer.append_simulations(theta, x, exclude_invalid_x=True)
     assert len(trainer.get_simulations()[0]) == 40
+
+
+# temperature
+
+
+def test_calibrations_are_kept_for_a_network_and_a_prior():
+    trainer = new_trainer()
+    trainer.train(**QUICK)
+    options = {"num_observations": 8, "num_particles": 10}
+    wide = MultivariateNormal(torch.zeros(2), torch.eye(2))
+    found = trainer.calibrate_beta("ml", prior=wide, **options)
+    assert trainer.calibrate_beta("ml", prior=wide, **options) is found
+    assert trainer.calibrate_beta("coverage", prior=wide, **options) is not found
+    for _ in range(3):  # freed priors: their place in memory is used again
+        narrow = MultivariateNormal(torch.zeros(2), 0.5 * torch.eye(2))
+        other = trainer.calibrate_beta("ml", prior=narrow, **options)
+        assert other is not found
+        known = [entry[0] for entry in trainer._calibrations]
+        assert any(prior is narrow for prior in known)
+        del narrow
+    assert other.beta != found.beta
+    trainer.train(resume_training=True, max_num_epochs=2)
+    assert trainer.calibrate_beta("ml", prior=wide, **options) is not found
 
 
 # honesty
@@ -382,6 +440,7 @@ def test_bad_data_store_nothing():
         ((theta, x[:5]), InvalidInputError),
         ((theta, torch.randn(9, 3)), InvalidInputError),
         ((theta, x * torch.nan), InvalidInputError),
+        ((theta * torch.inf, x), InvalidInputError),
         ((theta, x.double()), InvalidTypeError),
         ((theta.numpy(), x), InvalidTypeError),
     ):
@@ -391,6 +450,8 @@ def test_bad_data_store_nothing():
         with pytest.raises(InvalidInputError, match="targets"):
             trainer.append_targets(bad)
     assert len(trainer.get_simulations()[0]) == 50 and not trainer._targets
+    with pytest.raises(InvalidInputError, match="Append simulations first"):
+        AmortizedCostEstimator(PROBLEM.prior).append_targets(torch.randn(2))
 
 
 def test_sets_and_points_are_told_apart():
@@ -421,6 +482,11 @@ def test_bad_training_options():
     wrong = new_trainer(50, distance=lambda x, x_t: (x - x_t).abs())
     with pytest.raises(InvalidInputError, match="shape"):
         wrong.train()
+    holes = new_trainer(
+        50, distance=lambda x, x_t: (20 - (x - x_t).abs().amax(1)).log()
+    )
+    with pytest.raises(InvalidInputError, match="pairs.*widened_fraction=0"):
+        holes.train(widened_scale=20.0)
     with pytest.raises(InvalidInputError, match="at least"):
         new_trainer(3).train()
     assert new_trainer(30).train(training_batch_size=500, **QUICK) is not None
@@ -451,7 +517,7 @@ def test_custom_networks():
 def test_bad_posterior_options(trained, x_o):
     with pytest.raises(InvalidStateError, match="train"):
         new_trainer(50).build_posterior(beta=1.0)
-    for beta in (0, -1.0, float("nan"), "map"):
+    for beta in (0, -1.0, float("nan"), True, "map"):
         with pytest.raises(InvalidInputError, match="beta"):
             trained.build_posterior(beta=beta)
     for name in ("direct", "sde", "nuts"):

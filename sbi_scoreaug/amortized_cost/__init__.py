@@ -13,7 +13,7 @@ Arrows between files point upwards in this list:
         the inverse temperature beta
     diagnosis
         when not to trust an answer
-    pairs, training_loss, loaders, cost_data, training, trainer
+    pairs, training_loss, loaders, cost_data, training, assessment, trainer
         the trainer, a subclass of the base of sbi's NLE
 """
 

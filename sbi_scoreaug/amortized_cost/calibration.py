@@ -7,6 +7,9 @@ from typing import Any
 
 from torch import Tensor
 
+from sbi_scoreaug.amortized_cost.target_range import ModelWarning
+from sbi_scoreaug.errors import warn
+
 
 @dataclass
 class BetaCalibration:
@@ -24,6 +27,10 @@ class BetaCalibration:
         predictive_cost: Mean expected cost of posterior draws.
         true_cost: Mean expected cost at the true parameters.
         acceptance: Acceptance rate of the moves: the figure of merit.
+        target_coverage: What the rule "coverage" asks of `coverage`.
+        solved: Whether the rule has a solution on the ladder; if not, `beta` is the
+            nearer end of it.
+        warnings: Why the value is doubtful.
     """
 
     beta: float
@@ -37,7 +44,13 @@ class BetaCalibration:
     true_cost: float
     acceptance: Tensor
     target_coverage: float = 0.5
+    solved: bool = True
     warnings: list[str] = field(default_factory=list)
+
+    def warn(self) -> None:
+        """Warn, in the caller's name, of everything that makes the value doubtful."""
+        for message in self.warnings:
+            warn(f"beta = {self.beta:.3g} is doubtful: {message}.", ModelWarning)
 
     def plot(self) -> Any:
         """Draw the three curves over beta; returns a matplotlib figure."""

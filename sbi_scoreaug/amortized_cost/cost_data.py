@@ -103,6 +103,7 @@ class CostData(LikelihoodEstimatorTrainer):
             The trainer, so that calls can be chained.
 
         Raises:
+            InvalidTypeError: No floating tensor.
             InvalidInputError: Another shape than the simulations, NaN or infinity;
                 nothing is stored.
         """
@@ -113,6 +114,11 @@ class CostData(LikelihoodEstimatorTrainer):
         x = x.detach().to(torch.float32)
         if self._x_roundwise and x.ndim == self._x_roundwise[0].ndim - 1:
             x = x.unsqueeze(0)
+        if x.ndim < 2:
+            raise InvalidInputError(
+                "targets x: expected shape (num_targets, *shape_x), got "
+                f"{tuple(x.shape)}. Append simulations first if this is one target."
+            )
         check_event_shape(self._distance, x)
         self._check_same_shape("targets x", x)
         if not is_valid(self._distance, x).all():
@@ -121,6 +127,22 @@ class CostData(LikelihoodEstimatorTrainer):
             )
         self._targets.append(x)
         return self
+
+    def _check_simulations(self, theta: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Return a user's simulations as the trainer stores them.
+
+        Raises:
+            InvalidTypeError, InvalidInputError: They are unlike those appended, or
+                invalid.
+        """
+        theta, x = as_rows(theta, x)
+        check_event_shape(self._distance, x)
+        self._check_same_shape("x", x)
+        if not is_valid(self._distance, x).all():
+            raise InvalidInputError(
+                "x: expected valid simulations, got NaN or infinity. Leave those out."
+            )
+        return theta, x
 
     def _check_same_shape(self, name: str, x: Tensor) -> None:
         for known in (*self._x_roundwise, *self._targets):
@@ -154,7 +176,7 @@ def as_rows(theta: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
 
     Raises:
         InvalidTypeError: Anything but float32 tensors.
-        InvalidInputError: Different numbers of rows.
+        InvalidInputError: Different numbers of rows, or parameters that are not finite.
     """
     for name, value in (("theta", theta), ("x", x)):
         if not isinstance(value, Tensor) or value.dtype != torch.float32:
@@ -166,6 +188,12 @@ def as_rows(theta: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
     if len(theta) != len(x):
         raise InvalidInputError(
             f"x: expected as many rows as theta ({len(theta)}), got {len(x)}."
+        )
+    if not theta.isfinite().all():
+        failed = int((~theta.isfinite()).sum())
+        raise InvalidInputError(
+            f"theta: expected finite parameters, got NaN or infinity in {failed} of "
+            f"{theta.numel()} values."
         )
     theta = theta.unsqueeze(1) if theta.ndim == 1 else theta
     return theta, x.unsqueeze(1) if x.ndim == 1 else x

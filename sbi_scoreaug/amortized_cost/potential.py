@@ -31,7 +31,7 @@ def validate_beta(beta: Any) -> float:
         InvalidInputError: It is not positive and finite.
     """
     try:
-        value = float(beta)
+        value = math.nan if isinstance(beta, bool) else float(beta)
     except (TypeError, ValueError) as error:
         raise InvalidTypeError(
             f"beta: expected a positive number, got {beta!r}. Pass a float, or the "
@@ -39,7 +39,7 @@ def validate_beta(beta: Any) -> float:
         ) from error
     if not 0 < value < math.inf:
         raise InvalidInputError(
-            f"beta: expected a positive and finite number, got {value}. Larger values "
+            f"beta: expected a positive and finite number, got {beta!r}. Larger values "
             "trust the observation more; calibrate_beta finds one."
         )
     return value

@@ -5,8 +5,11 @@ With m_k = E[phi_k(x) | theta] and v = E[mean_k (phi_k(x) - m_k)^2 | theta],
     f(theta, x_t) = mean_k (m_k(theta) - phi_k(x_t))^2 + v(theta),
 
 exact in x_t, however far it lies from the simulations. The moments are regressed on
-directly, m on phi(x) and v on the squared residual of m: that is the pair regression
-with every target at once.
+directly, m on phi(x) and v on the squared residual of m. With the error e_k of m_k and
+e_v of v, the error of f at a target is -2 mean_k e_k (phi_k(x_t) - m_k) + e_v + ...:
+whatever the targets, it vanishes with the errors of the moments, so that no target is
+needed to train on. Appended and widened targets change nothing here, but that appended
+ones count as familiar.
 """
 
 from __future__ import annotations

@@ -2,7 +2,8 @@ r"""How much to trust the observation: the inverse temperature beta.
 
 Posteriors at simulations that training did not see are annealed along a ladder of beta
 (`annealing`) until one of four rules (`temperature_rules`) is met. There beta is read.
-The curves along the ladder stay with the answer (`calibration`).
+The curves along the ladder stay with the answer (`calibration`). A rule without a
+solution on the ladder warns with the reason.
 
 For a well-specified model and a distance that is a negative log likelihood up to scale,
 ml and coverage find the usual posterior. None knows whether an observation is
@@ -25,23 +26,22 @@ from sbi_scoreaug.amortized_cost.annealing import (
 )
 from sbi_scoreaug.amortized_cost.calibration import BetaCalibration
 from sbi_scoreaug.amortized_cost.estimator import ExpectedCost
-from sbi_scoreaug.amortized_cost.target_range import ModelWarning
 from sbi_scoreaug.amortized_cost.temperature_rules import (
     METHODS,
     condition_of,
     effective_fraction,
-    find_root,
     is_beyond,
+    solve,
 )
-from sbi_scoreaug.errors import InvalidInputError, warn
+from sbi_scoreaug.errors import InvalidInputError
 
 MAX_RUNGS = 56
 RUNGS_BEYOND = 3
 MIN_OBSERVATIONS = 5
+MIN_PARTICLES = 10
 POOR_ACCEPTANCE = 0.05
 
 
-@torch.no_grad()
 def calibrate_beta(
     estimator: ExpectedCost,
     prior: Distribution,
@@ -80,19 +80,28 @@ def calibrate_beta(
         raise InvalidInputError(f"method: expected one of {METHODS}, got {method!r}.")
     fractions = {"level": level, "ess_fraction": ess_fraction, "tolerance": tolerance}
     for name, value in fractions.items():
-        if value is not None and not 0 < value < 1:
-            raise InvalidInputError(f"{name}: expected between 0 and 1, got {value}.")
+        if value is None and name == "level":
+            continue
+        if not isinstance(value, (int, float)) or not 0 < value < 1:
+            raise InvalidInputError(f"{name}: expected between 0 and 1, got {value!r}.")
     if len(theta) < MIN_OBSERVATIONS or len(theta) != len(x):
         raise InvalidInputError(
             f"theta, x: expected at least {MIN_OBSERVATIONS} simulations from the "
             f"prior that training did not see, got {len(theta)} and {len(x)}. Pass "
             "fresh ones to calibrate_beta(theta=..., x=...), or a number for beta."
         )
+    if num_observations < MIN_OBSERVATIONS or num_particles < MIN_PARTICLES:
+        raise InvalidInputError(
+            f"num_observations, num_particles: expected at least {MIN_OBSERVATIONS} "
+            f"and {MIN_PARTICLES}, got {num_observations} and {num_particles}."
+        )
     theta, x = theta[:num_observations], x[:num_observations]
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(0)
         ladder = _climb(estimator, prior, theta, x, method, fractions, num_particles)
-    return _read_off(ladder, estimator, method, fractions)
+    calibration = _read_off(ladder, estimator, method, fractions)
+    calibration.warn()
+    return calibration
 
 
 def _climb(
@@ -109,11 +118,9 @@ def _climb(
     true_cost, true_log_prior = (
         value.squeeze(1) for value in particles.evaluate(theta.unsqueeze(1))
     )
-    prior_cost = particles.cost.mean(dim=1)
+    fixed = {"true_cost": true_cost, "prior_cost": particles.cost.mean(dim=1)}
     lowest = particles.cost.amin(dim=1)
-    rungs: dict[str, list[Tensor]] = {
-        name: [] for name in ("beta", "cost", "inside", "log_z", "accept", "excess")
-    }
+    rungs: list[dict[str, Tensor]] = []
     beyond = 0
     for rung in range(MAX_RUNGS):
         beta = FIRST_RUNG * RATIO**rung / float(estimator.cost_scale)
@@ -122,21 +129,34 @@ def _climb(
         log_density = particles.log_prior - beta * particles.cost
         own = (true_log_prior - beta * true_cost).unsqueeze(1)
         # the level of the smallest highest-density region with the true parameter
-        level = ((log_density > own).float().mean(dim=1)).clamp(0, 1)
+        level = (log_density > own).float().mean(dim=1)
         asked = fractions["level"]
-        inside = 1 - level if asked is None else (level < asked).float()
-        rungs["beta"].append(torch.tensor(beta, dtype=torch.float64))
-        rungs["cost"].append(particles.cost.mean(dim=1))
-        rungs["inside"].append(inside)
-        rungs["log_z"].append(particles.log_normalizer.clone())
-        rungs["accept"].append(torch.tensor(accept))
-        excess = (particles.cost.mean(dim=1) - lowest).mean()
-        rungs["excess"].append(excess / (prior_cost - lowest).mean().clamp(min=1e-30))
-        beyond += is_beyond(rungs, true_cost, method, fractions)
+        rungs.append(
+            {
+                "beta": torch.tensor(beta, dtype=torch.float64),
+                "cost": particles.cost.mean(dim=1),
+                "inside": 1 - level if asked is None else (level < asked).float(),
+                "log_z": particles.log_normalizer.clone(),
+                "accept": torch.tensor(accept),
+                "lowest": torch.minimum(lowest, _extrapolated(particles)),
+            }
+        )
+        values = condition_of(method, {**_stack(rungs), **fixed}, fractions)
+        beyond = beyond + 1 if is_beyond(method, values) else 0
         if beyond > RUNGS_BEYOND:
             break
-    ladder = {name: torch.stack(values) for name, values in rungs.items()}
-    return {**ladder, "true_cost": true_cost}
+    ladder = {**_stack(rungs), **fixed}
+    return {name: value.cpu() for name, value in ladder.items()}
+
+
+def _extrapolated(particles: AnnealedPosteriors) -> Tensor:
+    """Least cost `(B,)`: E f - b Var f, as E f = min f + k / b and Var f = -dE f/db."""
+    variance = particles.cost.var(dim=1)
+    return particles.cost.mean(dim=1) - particles.beta * variance
+
+
+def _stack(rungs: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+    return {name: torch.stack([r[name] for r in rungs]) for name in rungs[0]}
 
 
 def _read_off(
@@ -145,16 +165,14 @@ def _read_off(
     method: str,
     fractions: dict[str, float | None],
 ) -> BetaCalibration:
-    """Solve the rule on the ladder and warn where the answer is doubtful."""
+    """Solve the rule on the ladder and say where the answer is doubtful."""
     betas, true_cost = ladder["beta"], ladder["true_cost"]
-    condition = condition_of(method, ladder, fractions)
-    beta, stderr, solved = find_root(betas, condition)
-    mean_distance = float(estimator.cost_mean)
+    solution = solve(method, betas, condition_of(method, ladder, fractions))
     calibration = BetaCalibration(
-        beta=beta,
+        beta=solution.beta,
         method=method,
-        scale_free=beta * mean_distance,
-        stderr=stderr,
+        scale_free=solution.beta * float(estimator.cost_mean),
+        stderr=solution.stderr,
         betas=betas,
         coverage=ladder["inside"].mean(dim=1),
         effective_fraction=effective_fraction(ladder["log_z"]),
@@ -162,25 +180,20 @@ def _read_off(
         true_cost=true_cost.mean().item(),
         acceptance=ladder["accept"],
         target_coverage=fractions["level"] or 0.5,
+        solved=not solution.failure,
     )
-    calibration.warnings.extend(_doubts(calibration, len(true_cost), solved))
-    for message in calibration.warnings:
-        warn(f"beta = {beta:.3g} is doubtful: {message}.", ModelWarning)
+    if solution.failure:
+        calibration.warnings.append(
+            f"the rule {method!r} has no solution on the ladder from {betas[0]:.2g} to "
+            f"{betas[-1]:.2g}, whose nearest end was taken: {solution.failure}"
+        )
+    calibration.warnings.extend(_doubts(calibration, len(true_cost)))
     return calibration
 
 
-def _doubts(
-    calibration: BetaCalibration, num_observations: int, solved: bool
-) -> list[str]:
+def _doubts(calibration: BetaCalibration, num_observations: int) -> list[str]:
     """Say why the answer may be wrong."""
-    doubts, betas = [], calibration.betas
-    if not solved:
-        doubts.append(
-            f"the rule {calibration.method!r} has no solution on the ladder from "
-            f"{betas[0]:.2g} to {betas[-1]:.2g}; the nearest end was taken. The "
-            "network may have learned nothing, or the simulator may be nearly "
-            "deterministic"
-        )
+    doubts = []
     if calibration.acceptance.min() < POOR_ACCEPTANCE:
         doubts.append(
             f"the annealed particles hardly move (acceptance "

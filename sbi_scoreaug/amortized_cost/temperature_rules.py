@@ -12,14 +12,16 @@ With pi_b(theta | x) ~ exp(-b f(theta, x)) p(theta), E_{i,b} its mean at x_i and
                 and importance sampling can serve. That is Z_b^2 / Z_2b of the
                 normalisers Z_b, however small it is
     predictive  the smallest b whose mean excess cost, E_{i,b} f - min f, is at most
-                `tolerance` of the prior's
+                `tolerance` of the prior's; min f is extrapolated from the last rung
 
-Each is a quantity that falls through zero at the answer.
+Each is a quantity that falls through zero at the answer. Where it does not, at neither
+end of the ladder nor in between, the rule has no solution, and says why.
 """
 
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -27,6 +29,42 @@ from torch import Tensor
 from sbi_scoreaug.amortized_cost.annealing import RATIO
 
 METHODS = ("ml", "coverage", "ess", "predictive")
+RISE, RISE_IN_STDERRS = 0.02, 2.5
+NOTHING_LEARNED = (
+    "the network may have learned nothing, or theta and x do not belong together"
+)
+ALWAYS_ABOVE = {
+    "ml": "costs at the true parameters are below those of posterior draws at every "
+    "beta: the simulator may be nearly deterministic",
+    "coverage": "regions contain the true parameters too often at every beta: the "
+    "simulator may be nearly deterministic",
+    "ess": "prior draws serve every beta: the cost may not depend on theta",
+    "predictive": "the excess cost never falls that far: the particles may be stuck",
+}
+ALWAYS_BELOW = {
+    "ml": "costs at the true parameters are not below those of prior draws: "
+    + NOTHING_LEARNED,
+    "coverage": "coverage never rises above its target: " + NOTHING_LEARNED,
+    "ess": "prior draws serve no beta: raise the number of draws, ask for a smaller "
+    "ess_fraction, or sample with MCMC",
+    "predictive": "the excess cost is that small already: the cost may not depend on "
+    "theta",
+}
+
+
+@dataclass(frozen=True)
+class Solution:
+    """Where a rule is met on the ladder.
+
+    Attributes:
+        beta: The answer; without one the nearer end of the ladder.
+        stderr: Standard error of its logarithm, NaN where it is not known.
+        failure: Why there is no answer; empty if there is one.
+    """
+
+    beta: float
+    stderr: float
+    failure: str = ""
 
 
 def effective_fraction(log_z: Tensor) -> Tensor:
@@ -39,58 +77,76 @@ def effective_fraction(log_z: Tensor) -> Tensor:
     return fraction
 
 
-def is_beyond(
-    rungs: dict[str, list[Tensor]],
-    true_cost: Tensor,
-    method: str,
-    fractions: dict[str, float | None],
-) -> bool:
-    """Whether the last rung lies beyond the rule's value."""
-    if method == "ml":
-        return bool(rungs["cost"][-1].mean() < true_cost.mean())
-    if method == "coverage":
-        target = fractions["level"] or 0.5
-        coverage = torch.stack(rungs["inside"]).mean(dim=1)
-        # the prior is calibrated as well: wait until coverage has left it upwards
-        return bool(coverage[-1] < target and coverage.max() > target + 0.02)
-    if method == "ess":
-        known = effective_fraction(torch.stack(rungs["log_z"])).nan_to_num(1.0)
-        return bool(known.min() < (fractions["ess_fraction"] or 0))
-    return bool(rungs["excess"][-1] < (fractions["tolerance"] or 0))
-
-
 def condition_of(
     method: str, ladder: dict[str, Tensor], fractions: dict[str, float | None]
 ) -> Tensor:
-    """Return what the rule sends to zero, falling in b, `(num_rungs, B or 1)`."""
-    target = fractions["level"] or 0.5
-    effective = effective_fraction(ladder["log_z"])
-    conditions = {
-        "ml": ladder["cost"] - ladder["true_cost"],
-        "coverage": ladder["inside"] - target,
-        "ess": (effective.nan_to_num(0.0) - fractions["ess_fraction"]).unsqueeze(1),  # type: ignore[operator]
-        "predictive": (ladder["excess"] - fractions["tolerance"]).unsqueeze(1),  # type: ignore[operator]
-    }
-    return conditions[method]
+    """Return what the rule sends to zero, falling in b.
 
-
-def find_root(betas: Tensor, values: Tensor) -> tuple[float, float, bool]:
-    """Where the mean of `values (num_rungs, B)` last crosses zero from above.
+    Args:
+        method: The rule.
+        ladder: What was recorded on the rungs so far, see `temperature`.
+        fractions: The options of the rules.
 
     Returns:
-        The crossing, interpolated in log beta; the standard error of its logarithm;
-        and whether there is one.
+        Values `(num_rungs, B or 1)`; fewer rungs for "ess", whose last are not known.
     """
-    mean = values.mean(dim=1).double()
-    log_betas = betas.log()
-    crossings = ((mean[:-1] > 0) & (mean[1:] <= 0)).nonzero().flatten()
+    if method == "ml":
+        return ladder["cost"] - ladder["true_cost"]
+    if method == "coverage":
+        return ladder["inside"] - (fractions["level"] or 0.5)
+    if method == "ess":
+        known = effective_fraction(ladder["log_z"])
+        known = known[~known.isnan()].unsqueeze(1)
+        return known - (fractions["ess_fraction"] or 0)
+    lowest = ladder["lowest"][-1]
+    excess = (ladder["cost"] - lowest).mean(dim=1, keepdim=True)
+    excess = excess / (ladder["prior_cost"] - lowest).mean().clamp(min=1e-30)
+    return excess - (fractions["tolerance"] or 0)
+
+
+def has_risen(values: Tensor) -> Tensor:
+    """On which rungs the mean of `values (num_rungs, B)` is clearly above zero.
+
+    The prior is calibrated as well as the answer: coverage starts at its target, rises
+    while posteriors are too wide, and falls through it at the answer. Until it has
+    risen, a crossing is noise.
+    """
+    mean, stderr = values.mean(dim=1), values.std(dim=1) / values.shape[1] ** 0.5
+    return (mean > RISE) & (mean > RISE_IN_STDERRS * stderr)
+
+
+def is_beyond(method: str, values: Tensor) -> bool:
+    """Whether the last of `values (num_rungs, B or 1)` lies beyond the answer."""
+    if len(values) == 0 or values[-1].mean() > 0:
+        return False
+    return method != "coverage" or bool(has_risen(values).any())
+
+
+def solve(method: str, betas: Tensor, values: Tensor) -> Solution:
+    """Find where the mean of `values` last crosses zero from above.
+
+    Args:
+        method: The rule.
+        betas: The ladder `(num_rungs,)`.
+        values: What `condition_of` returns for it.
+
+    Returns:
+        The crossing, interpolated in log beta, or why there is none.
+    """
+    betas = betas[: len(values)]
+    mean, log_betas = values.mean(dim=1).double(), betas.log()
+    crosses = (mean[:-1] > 0) & (mean[1:] <= 0)
+    if method == "coverage":
+        crosses &= has_risen(values).cummax(dim=0).values[:-1]
+    crossings = crosses.nonzero().flatten()
     if len(crossings) == 0:
-        return float(betas[-1 if mean[-1] > 0 else 0]), math.nan, False
+        if mean[-1] > 0:
+            return Solution(float(betas[-1]), math.nan, ALWAYS_ABOVE[method])
+        return Solution(float(betas[0]), math.nan, ALWAYS_BELOW[method])
     k = int(crossings[-1]) + 1
     slope = (mean[k] - mean[k - 1]) / (log_betas[k] - log_betas[k - 1])
     root = log_betas[k - 1] - mean[k - 1] / slope
-    num_observations = values.shape[1]
     stderr = math.nan
-    if num_observations > 1:
-        stderr = float(values[k].std() / num_observations**0.5 / slope.abs())
-    return float(root.exp()), stderr, True
+    if values.shape[1] > 1:
+        stderr = float(values[k].std() / values.shape[1] ** 0.5 / slope.abs())
+    return Solution(float(root.exp()), stderr)

@@ -9,8 +9,8 @@ One network serves every observation and every beta. The posterior concentrates 
 simulations come near to x_o in the user's distance, also when no parameter can produce
 x_o, where a likelihood says nothing useful.
 
-`cost_data` holds what it learns from, `training` how; this file adds what follows, the
-inverse temperature, the posterior and the diagnosis.
+`cost_data` holds what it learns from, `training` how, `assessment` what beta and what
+trust the result deserves; this file adds the posterior.
 
 Assumption: theta covers the region of the posterior; its distribution does not enter
 the minimiser, so simulations from any proposal may be appended.
@@ -31,26 +31,16 @@ from torch import Tensor
 from torch.distributions import Distribution
 
 from sbi_scoreaug._host import show_host_signature
-from sbi_scoreaug.amortized_cost.calibration import BetaCalibration
-from sbi_scoreaug.amortized_cost.diagnosis import CostDiagnosis, diagnose
+from sbi_scoreaug.amortized_cost.assessment import CostAssessment
 from sbi_scoreaug.amortized_cost.distance import Distance
-from sbi_scoreaug.amortized_cost.distance_checks import is_valid
-from sbi_scoreaug.amortized_cost.estimator import ExpectedCost
 from sbi_scoreaug.amortized_cost.posterior import generalized
 from sbi_scoreaug.amortized_cost.potential import CostBasedPotential, validate_beta
-from sbi_scoreaug.amortized_cost.temperature import calibrate_beta
-from sbi_scoreaug.amortized_cost.temperature_rules import METHODS
-from sbi_scoreaug.amortized_cost.training import CostTraining
-from sbi_scoreaug.errors import (
-    InvalidInputError,
-    InvalidStateError,
-    InvalidTypeError,
-)
+from sbi_scoreaug.errors import InvalidInputError
 
 SAMPLERS = ("mcmc", "rejection", "vi", "importance")
 
 
-class AmortizedCostEstimator(CostTraining):
+class AmortizedCostEstimator(CostAssessment):
     """Amortized generalized Bayesian inference (Gao et al. 2023, arXiv 2305.15208).
 
     A subclass of the base of sbi's `NLE_A`, with its arguments, methods and posteriors.
@@ -125,7 +115,8 @@ class AmortizedCostEstimator(CostTraining):
         Args:
             density_estimator: A cost network; by default the latest.
             prior: As in the host class.
-            sample_with: "mcmc", "rejection", "vi" or "importance".
+            sample_with: "mcmc", "rejection", "vi" or "importance"; the last is the
+                fastest by far where theta has few components and beta is moderate.
             args: As in the host class.
             beta: Inverse temperature, or the rule that finds it, see `calibrate_beta`.
                 It can be changed later by `posterior.beta = ...`.
@@ -159,20 +150,6 @@ class AmortizedCostEstimator(CostTraining):
         self._posterior = generalized(posterior)
         return self._posterior
 
-    def _cost_net(self, estimator: Any) -> ExpectedCost:
-        estimator = self._neural_net if estimator is None else estimator
-        if estimator is None:
-            raise InvalidStateError(
-                "estimator: expected a trained cost network, got none. Call train "
-                "first."
-            )
-        if not isinstance(estimator, ExpectedCost):
-            raise InvalidTypeError(
-                "estimator: expected a cost network as train returns it, got "
-                f"{type(estimator).__name__}."
-            )
-        return estimator
-
     def _get_potential_function(
         self, prior: Distribution, estimator: Any
     ) -> tuple[BasePotential, Any]:
@@ -187,89 +164,6 @@ class AmortizedCostEstimator(CostTraining):
             device=device,
         )
         return potential, mcmc_transform(prior, device=str(device))
-
-    def calibrate_beta(
-        self,
-        method: str = "ml",
-        *,
-        theta: Tensor | None = None,
-        x: Tensor | None = None,
-        estimator: ConditionalEstimator | None = None,
-        prior: Distribution | None = None,
-        **options: Any,
-    ) -> BetaCalibration:
-        """Find an inverse temperature from simulations; see `temperature`.
-
-        Args:
-            method: "ml", "coverage", "ess" or "predictive".
-            theta: Parameters from the prior `(num_observations, dim_theta)`; by
-                default those held out from training.
-            x: Their simulations `(num_observations, *shape_x)`.
-            estimator: A cost network; by default the latest.
-            prior: The prior; by default the trainer's.
-            options: Further arguments of `temperature.calibrate_beta`.
-
-        Returns:
-            The value, its curves and a picture.
-
-        Raises:
-            InvalidInputError: An unknown rule, or too few simulations.
-            InvalidStateError: Nothing is trained yet.
-        """
-        if method not in METHODS:
-            raise InvalidInputError(
-                f"beta: expected a positive number or one of {METHODS}, got {method!r}."
-            )
-        cost_net = self._cost_net(estimator)
-        prior = self._resolve_prior(prior, "mcmc")
-        default = theta is None and x is None and cost_net is self._neural_net
-        key = (method, id(prior), tuple(sorted(options.items())))
-        if default and key in self._calibrations:
-            return self._calibrations[key]
-        if theta is None or x is None:
-            theta, x = self._held_out()
-        calibration = calibrate_beta(cost_net, prior, theta, x, method, **options)
-        if default:
-            self._calibrations[key] = calibration
-        return calibration
-
-    def _held_out(self) -> tuple[Tensor, Tensor]:
-        """Return valid simulations from the prior that training did not see."""
-        if not hasattr(self, "val_indices"):
-            raise InvalidStateError(
-                "theta, x: expected held-out simulations, got none. Call train first, "
-                "or pass simulations from the prior."
-            )
-        theta, x, from_prior = self.get_simulations(self._start_round)
-        rows = self.val_indices
-        keep = from_prior[rows].flatten().bool() & is_valid(self._distance, x[rows])
-        return theta[rows][keep], x[rows][keep]
-
-    def diagnose(self, x_o: Tensor, beta: float | str = "ml") -> CostDiagnosis:
-        """Ask whether network and model can be trusted at an observation.
-
-        Args:
-            x_o: One observation `(1, *shape_x)` or `(*shape_x)`.
-            beta: Inverse temperature, or the rule that finds it.
-
-        Returns:
-            R^2 against its noise floor, the largest trustworthy beta, the predictive
-            cost at `x_o` among those of simulations, and a picture.
-
-        Raises:
-            InvalidStateError: Nothing is trained yet.
-            InvalidInputError: `x_o` does not fit.
-        """
-        estimator = self._cost_net(None)
-        if isinstance(beta, str):
-            beta = self.calibrate_beta(beta).beta
-        prior = self._resolve_prior(None, "mcmc")
-        potential = CostBasedPotential(
-            deepcopy(estimator), prior, beta=beta, target_range=self._target_range
-        )
-        return diagnose(
-            potential, self._distance, *self._held_out(), potential.check_x(x_o)
-        )
 
 
 for _name in ("train", "build_posterior"):

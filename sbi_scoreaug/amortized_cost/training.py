@@ -73,7 +73,8 @@ class CostTraining(CostData):
         self._invalid = "raise"
         self._pair_options: dict[str, float] = {}
         self._targets_per_simulation = 4
-        self._calibrations: dict[Any, BetaCalibration] = {}  # of the present network
+        # of the present network: prior, method, options, what was found
+        self._calibrations: list[tuple[Any, str, Any, BetaCalibration]] = []
 
     def train(
         self,
@@ -90,11 +91,13 @@ class CostTraining(CostData):
 
         Args:
             args: As in the host class.
-            targets_per_simulation: Targets that a simulation meets in a batch.
+            targets_per_simulation: Targets that a simulation meets in a batch. The
+                "quadratic" network, exact in x_t, is trained without targets.
             widened_fraction: Fraction of targets that is widened, from 0 to 1.
             widened_scale: By how many prior predictive standard deviations.
             invalid: "raise" on simulations with NaN or infinity, "drop" them, or give
-                them a finite "penalty": the largest distance among valid ones.
+                them a finite "penalty": they lie as far from any target as the
+                farthest of up to 200 valid simulations.
             kwargs: As in the host class.
 
         Returns:
@@ -130,8 +133,8 @@ class CostTraining(CostData):
             "widened_scale": widened_scale,
         }
         self._fit_distance()
+        self._calibrations = []
         estimator = super().train(*args, **kwargs)
-        self._calibrations = {}
         x = self._valid_simulations()
         self._target_range = TargetRange(
             torch.cat([x, *(t.to(x) for t in self._targets)]), self._distance.on_sets

@@ -20,6 +20,7 @@ from sbi_scoreaug.amortized_cost.distance_checks import is_valid
 from sbi_scoreaug.amortized_cost.estimator import CostEstimator
 from sbi_scoreaug.amortized_cost.pairs import TargetPool
 from sbi_scoreaug.amortized_cost.penalized_cost import PenalizedCost
+from sbi_scoreaug.errors import InvalidInputError
 
 
 @dataclass
@@ -67,9 +68,20 @@ class TrainingLoss:
     def label(
         self, x: Tensor, index: Tensor, generator: torch.Generator | None
     ) -> tuple[Tensor, Tensor]:
-        """Return targets `(batch, T, *shape_x)` and their distances `(batch, T)`."""
+        """Return targets `(batch, T, *shape_x)` and their distances `(batch, T)`.
+
+        Raises:
+            InvalidInputError: The distance is NaN or infinite for a pair.
+        """
         targets = self.pool.draw(index.cpu(), self.num_targets, generator).to(x)
         with torch.no_grad():
             repeated = x.repeat_interleave(self.num_targets, dim=0)
             distances = self.distance(repeated, targets.flatten(0, 1))
+        if not distances.isfinite().all():
+            raise InvalidInputError(
+                "distance: expected finite values, got NaN or infinity for "
+                f"{int((~distances.isfinite()).sum())} of {len(distances)} pairs of a "
+                "simulation and a target. Bound it, or train with widened_fraction=0 "
+                "if it cannot compare widened targets."
+            )
         return targets, distances.unflatten(0, (len(x), self.num_targets))
