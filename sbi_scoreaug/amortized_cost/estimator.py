@@ -20,6 +20,7 @@ import torch
 from sbi.neural_nets.estimators.base import ConditionalEstimator
 from torch import Tensor
 
+from sbi_scoreaug.amortized_cost.control_variate import ControlVariate
 from sbi_scoreaug.amortized_cost.distance import Distance
 from sbi_scoreaug.amortized_cost.layers import Standardize
 
@@ -73,18 +74,44 @@ class CostEstimator(ExpectedCost):
         theta: Training parameters `(num_simulations, dim_theta)`.
         x: Valid training simulations `(num_simulations, *shape_x)`.
         distance: The distance, fitted.
+
+    Attributes:
+        control: The head of exact scores, while training with them.
     """
+
+    control: ControlVariate | None
+    target_mean: Tensor
+    target_std: Tensor
 
     def __init__(self, theta: Tensor, x: Tensor, distance: Distance) -> None:
         super().__init__(input_shape=x.shape[1:], condition_shape=theta.shape[1:])
+        self.control = None
         self.on_sets = distance.on_sets
         self.standardize_theta = Standardize(theta)
+        if not self.on_sets:
+            spread = Standardize(x.flatten(1))
+            self.register_buffer("target_mean", spread.mean)
+            self.register_buffer("target_std", spread.std)
         rows = torch.arange(SCALE_PAIRS) % len(x)
         shift = 1 + torch.arange(SCALE_PAIRS) // len(x) % max(1, len(x) - 1)
         with torch.no_grad():
             values = distance(x[rows], x[(rows + shift) % len(x)])
         self.register_buffer("cost_scale", values.std().clamp(min=1e-20))
         self.register_buffer("cost_mean", values.mean())
+
+    def add_control(self, score: Tensor) -> None:
+        """Add a head for scores `(num_simulations, dim_theta)`, 0 where unknown."""
+        embedded = self.input_shape.numel() if not self.on_sets else 0
+        self.control = ControlVariate(score, score.shape[1] + embedded)
+
+    def _controlled(self, theta: Tensor, targets: Tensor, score: Tensor) -> Tensor:
+        """Return c(theta, x_t)' s `(batch, T)`; for sets c depends on theta alone."""
+        assert self.control is not None
+        theta = self.standardize_theta(theta)[:, None].expand(-1, targets.shape[1], -1)
+        inputs = [theta]
+        if not self.on_sets:
+            inputs.append((targets.flatten(2) - self.target_mean) / self.target_std)
+        return self.control(torch.cat(inputs, dim=2), score).squeeze(2)
 
     def loss(
         self,
@@ -93,6 +120,7 @@ class CostEstimator(ExpectedCost):
         *,
         x: Tensor,
         distances: Tensor,
+        score: Tensor | None = None,
     ) -> Tensor:
         """Squared error of the cost over each simulation's targets.
 
@@ -101,10 +129,13 @@ class CostEstimator(ExpectedCost):
             condition: Parameters `(batch, dim_theta)`.
             x: Simulations `(batch, *shape_x)`.
             distances: d(x, x_t) `(batch, T)`.
+            score: Scores `(batch, dim_theta)`, 0 where unknown; with `control` only.
 
         Returns:
             Losses `(batch,)`, dimensionless.
         """
         embedded = self.embed(input.flatten(0, 1)).unflatten(0, input.shape[:2])
         error = distances - self.cost(self.encode(condition), embedded)
+        if self.control is not None and score is not None:
+            error = error - self.cost_scale * self._controlled(condition, input, score)
         return (error / self.cost_scale).square().mean(dim=1)

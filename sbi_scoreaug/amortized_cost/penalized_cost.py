@@ -15,6 +15,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from sbi_scoreaug.amortized_cost.control_variate import ControlVariate
 from sbi_scoreaug.amortized_cost.distance import Distance
 from sbi_scoreaug.amortized_cost.estimator import CostEstimator, ExpectedCost
 from sbi_scoreaug.amortized_cost.layers import ResidualNet
@@ -74,6 +75,19 @@ class PenalizedCost(ExpectedCost):
         """Mean of the distance over random pairs."""
         return self.valid_cost.cost_mean
 
+    @property
+    def control(self) -> ControlVariate | None:
+        """The valid cost's head of exact scores, while training with them."""
+        return self.valid_cost.control
+
+    @control.setter
+    def control(self, control: ControlVariate | None) -> None:
+        self.valid_cost.control = control
+
+    def add_control(self, score: Tensor) -> None:
+        """Add a head for scores to the valid cost."""
+        self.valid_cost.add_control(score)
+
     def _logit(self, theta: Tensor) -> Tensor:
         standardized = self.valid_cost.standardize_theta(theta)
         return self.classifier(standardized).squeeze(1)
@@ -121,6 +135,7 @@ class PenalizedCost(ExpectedCost):
         *,
         x: Tensor,
         distances: Tensor,
+        score: Tensor | None = None,
         failed: Tensor | None = None,
     ) -> Tensor:
         """Cost error of valid rows plus the classifier's cross-entropy, `(batch,)`."""
@@ -129,5 +144,7 @@ class PenalizedCost(ExpectedCost):
         entropy = nn.functional.binary_cross_entropy_with_logits(
             self._logit(condition), failed.to(condition), reduction="none"
         )
-        error = self.valid_cost.loss(input, condition, x=x, distances=distances)
+        error = self.valid_cost.loss(
+            input, condition, x=x, distances=distances, score=score
+        )
         return torch.where(failed, 0.0, error) + entropy

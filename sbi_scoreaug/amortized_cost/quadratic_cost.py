@@ -17,6 +17,7 @@ from __future__ import annotations
 from torch import Tensor
 from torch.nn.functional import softplus
 
+from sbi_scoreaug.amortized_cost.control_variate import ControlVariate
 from sbi_scoreaug.amortized_cost.distance import Distance
 from sbi_scoreaug.amortized_cost.estimator import CostEstimator
 from sbi_scoreaug.amortized_cost.layers import ResidualNet, Standardize
@@ -90,15 +91,30 @@ class QuadraticCost(CostEstimator):
         squares = (mean.unsqueeze(1) - embedded).square().mean(dim=2)
         return squares + variance.unsqueeze(1)
 
+    def add_control(self, score: Tensor) -> None:
+        """Add a head for scores, of every feature and of v."""
+        num_outputs = len(self.standardize.std.flatten()) + 1
+        self.control = ControlVariate(score, score.shape[1], num_outputs)
+
     def loss(
-        self, input: Tensor, condition: Tensor, *, x: Tensor, distances: Tensor
+        self,
+        input: Tensor,
+        condition: Tensor,
+        *,
+        x: Tensor,
+        distances: Tensor,
+        score: Tensor | None = None,
     ) -> Tensor:
         """Squared errors of both moments; see `CostEstimator.loss`."""
         mean, variance = self.encode(condition)
         residual = self.embed(x) - mean
-        second = residual.detach().square().mean(dim=1) - variance
-        first = (residual / self.standardize.std).square().mean(dim=1)
-        return first + (second / self.cost_scale).square()
+        second = (residual.detach().square().mean(dim=1) - variance) / self.cost_scale
+        first = residual / self.standardize.std
+        if self.control is not None and score is not None:
+            theta = self.standardize_theta(condition)[:, None]
+            controlled = self.control(theta, score).squeeze(1)
+            first, second = first - controlled[:, :-1], second - controlled[:, -1]
+        return first.square().mean(dim=1) + second.square()
 
 
 def _inverse_softplus(value: Tensor) -> Tensor:

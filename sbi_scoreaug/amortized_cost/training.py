@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from copy import deepcopy
-from typing import Any
+from typing import Any, cast
 
 import torch
 from sbi.neural_nets.estimators.base import ConditionalEstimator
@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader
 from sbi_scoreaug._host import assert_all_finite
 from sbi_scoreaug.amortized_cost.builder import CostNetBuilder, build_cost_net
 from sbi_scoreaug.amortized_cost.calibration import BetaCalibration
+from sbi_scoreaug.amortized_cost.control_variate import ControlVariate
 from sbi_scoreaug.amortized_cost.cost_data import CostData
 from sbi_scoreaug.amortized_cost.distance import Distance
 from sbi_scoreaug.amortized_cost.distance_checks import is_valid
@@ -34,12 +35,13 @@ from sbi_scoreaug.errors import (
     InvalidStateError,
     InvalidTypeError,
 )
+from sbi_scoreaug.scores.carrier import ScoreCarrier
 
 INVALID_MODES = ("raise", "drop", "penalty")
 VALIDATION_SEED = 0
 
 
-class CostTraining(CostData):
+class CostTraining(ScoreCarrier, CostData):
     """Trains a cost network on the data.
 
     Args:
@@ -74,6 +76,7 @@ class CostTraining(CostData):
         self._pair_options: dict[str, float] = {}
         self._targets_per_simulation = 4
         # of the present network: prior, method, options, what was found
+        self._control: ControlVariate | None = None
         self._calibrations: list[tuple[Any, str, Any, BetaCalibration]] = []
 
     def train(
@@ -135,11 +138,19 @@ class CostTraining(CostData):
         self._fit_distance()
         self._calibrations = []
         estimator = super().train(*args, **kwargs)
+        # The head of scores has served; a resumed training takes it up again.
+        trained: Any = self._neural_net
+        self._control = trained.control
+        estimator.control = trained.control = None
         x = self._valid_simulations()
         self._target_range = TargetRange(
             torch.cat([x, *(t.to(x) for t in self._targets)]), self._distance.on_sets
         )
         return estimator  # type: ignore[return-value]
+
+    def _kept_rows(self, x: Tensor) -> Tensor:
+        """Return which simulations `exclude_invalid_x` keeps, `(batch,)`."""
+        return is_valid(self._distance, x)
 
     def get_dataloaders(
         self,
@@ -195,8 +206,17 @@ class CostTraining(CostData):
         self, retrain_from_scratch: bool, start_idx: int
     ) -> None:
         """Build the cost network from valid training rows, in the first round."""
-        if self._neural_net is not None and not retrain_from_scratch:
-            return
+        if self._neural_net is None or retrain_from_scratch:
+            self._build_network(start_idx)
+            self._control = None
+        scores, cost_net = self._scores(start_idx), cast(Any, self._neural_net)
+        if scores is not None and self._control is None:
+            known = (scores[0] * scores[1])[self.train_indices]
+            cost_net.add_control(known.cpu())
+        elif scores is not None:
+            cost_net.control = self._control
+
+    def _build_network(self, start_idx: int) -> None:
         builder: Any = self._build_neural_net
         if builder is None:
             raise InvalidStateError(
@@ -217,7 +237,10 @@ class CostTraining(CostData):
         assert self._loss is not None and self._neural_net is not None
         theta, x = batch[0].to(self._device), batch[1].to(self._device)
         generator = None if self._neural_net.training else self._generator
-        losses = self._loss(self._neural_net, theta, x, batch[3], generator)
+        score = None
+        if len(batch) > 4:  # the row numbers come last
+            score = (batch[3] * batch[4]).to(theta)
+        losses = self._loss(self._neural_net, theta, x, batch[-1], generator, score)
         assert_all_finite(losses, f"{type(self).__name__} loss")
         return losses
 

@@ -44,6 +44,7 @@ class TrainingLoss:
         x: Tensor,
         index: Tensor,
         generator: torch.Generator | None = None,
+        score: Tensor | None = None,
     ) -> Tensor:
         """Return losses `(batch,)`.
 
@@ -53,8 +54,9 @@ class TrainingLoss:
             x: Their simulations `(batch, *shape_x)`.
             index: Their row numbers in the data set, `(batch,)`.
             generator: Source of the pairs; by default torch's global one.
+            score: Their scores `(batch, dim_theta)`, 0 where unknown, if any.
         """
-        options = {}
+        options: dict[str, Tensor | None] = {"score": score}
         if isinstance(cost_net, PenalizedCost):
             failed = ~is_valid(self.distance, x)
             options["failed"] = failed

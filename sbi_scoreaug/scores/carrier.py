@@ -169,7 +169,7 @@ class ScoreCarrier(HostTrainer):
         stored = self._theta_roundwise[-1]
         kept = slice(None)
         if len(stored) < len(theta):
-            kept = handle_invalid_x(x, exclude_invalid_x=True)[0]
+            kept = self._kept_rows(x)
         if score is None:
             self._score_roundwise.append(torch.full_like(stored, torch.nan))
             return self
@@ -177,6 +177,10 @@ class ScoreCarrier(HostTrainer):
         self._score_kinds.append(score_kind)
         self._report(score_check)
         return self
+
+    def _kept_rows(self, x: Tensor) -> Tensor:
+        """Hook: which simulations the host keeps where it drops some, `(batch,)`."""
+        return handle_invalid_x(x, exclude_invalid_x=True)[0]
 
     def _report(self, score_check: bool) -> None:
         """Warn, in the caller's name, of unknown and of implausible scores."""
