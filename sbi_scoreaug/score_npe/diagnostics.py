@@ -20,6 +20,8 @@ class SamplerDiagnostics:
     Attributes:
         sampler: Name of the sampler.
         num_observations: Size n of the set.
+        num_groups: Groups that the set was divided into; n for networks of single
+            observations.
         evaluations: Evaluations of the composed score.
         acceptance: Accepted fraction of the last Metropolis steps; None without any.
         jump_acceptance: Accepted fraction of jumps between modes; None without any.
@@ -35,6 +37,7 @@ class SamplerDiagnostics:
 
     sampler: str
     num_observations: int
+    num_groups: int | None = None
     evaluations: int = 0
     acceptance: float | None = None
     jump_acceptance: float | None = None

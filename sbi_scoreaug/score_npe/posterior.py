@@ -13,12 +13,14 @@ from torch import Tensor
 from torch.distributions import Distribution
 from tqdm.auto import tqdm
 
-from sbi_scoreaug.errors import InvalidInputError, InvalidTypeError
-from sbi_scoreaug.score_npe.composition import ComposedScore, require_set
+from sbi_scoreaug.errors import InvalidInputError
+from sbi_scoreaug.score_npe.ascent import ascend
+from sbi_scoreaug.score_npe.composition import ComposedScore
 from sbi_scoreaug.score_npe.diagnostics import SamplerDiagnostics
 from sbi_scoreaug.score_npe.estimator import FactorizedScoreEstimator
 from sbi_scoreaug.score_npe.potential import FactorizedPotential
 from sbi_scoreaug.score_npe.samplers import SAMPLERS, sample_set
+from sbi_scoreaug.score_npe.sets import as_set, as_sets
 
 HOST_SAMPLERS = ("sde", "ode")
 COMPOSITION_OPTIONS = ("rows_at_once", "minibatch", "damping")
@@ -104,18 +106,11 @@ class FactorizedPosterior(VectorFieldPosterior):
             InvalidTypeError: If an option is not known.
             InvalidStateError: If the sampler diverges.
         """
-        x = self._require_set(self._x_else_default_x(x))
-        shape = torch.Size(sample_shape)
-        if self.sample_with in HOST_SAMPLERS:
-            self._refuse_sets(len(x))
-            return super().sample(
-                shape, x, show_progress_bars=show_progress_bars, **options
-            )
-        samples, diagnostics = self._sample_set(
-            shape.numel(), x, show_progress_bars, options
+        x = self._as_set(self._x_else_default_x(x))
+        samples, self.diagnostics = self._sample_sets(
+            sample_shape, [x], show_progress_bars, options
         )
-        self.diagnostics = [diagnostics]
-        return samples.reshape(*shape, -1)
+        return samples[0]
 
     def sample_batched(  # type: ignore[override]
         self,
@@ -144,21 +139,41 @@ class FactorizedPosterior(VectorFieldPosterior):
             InvalidInputError, InvalidTypeError, InvalidStateError: As `sample`; also if
                 the mask has another shape or leaves a set without observations.
         """
-        sets = self._require_sets(x, mask)
+        sets = as_sets(x, mask, self.vector_field_estimator.observation_shape)
+        samples, self.diagnostics = self._sample_sets(
+            sample_shape, sets, show_progress_bars, options
+        )
+        return torch.stack(samples, dim=-2)
+
+    def _sample_sets(
+        self, sample_shape: Any, sets: list[Tensor], bar: bool, options: dict[str, Any]
+    ) -> tuple[list[Tensor], list[SamplerDiagnostics]]:
         shape, samples, diagnostics = torch.Size(sample_shape), [], []
-        bar = tqdm(sets, disable=not show_progress_bars, desc="Sampling sets")
-        for one in bar:
+        several = len(sets) > 1
+        for x in tqdm(sets, disable=not (bar and several), desc="Sampling sets"):
             if self.sample_with in HOST_SAMPLERS:
-                self._refuse_sets(len(one))
                 samples.append(
-                    super().sample(shape, one, show_progress_bars=False, **options)
+                    self._host_sample(shape, x, bar and not several, options)
                 )
                 continue
-            drawn, diagnosed = self._sample_set(shape.numel(), one, False, options)
+            drawn, diagnosed = self._sample_set(
+                shape.numel(), x, bar and not several, options
+            )
             samples.append(drawn.reshape(*shape, -1))
             diagnostics.append(diagnosed)
-        self.diagnostics = diagnostics
-        return torch.stack(samples, dim=-2)
+        return samples, diagnostics
+
+    def _host_sample(
+        self, shape: torch.Size, x: Tensor, bar: bool, options: dict[str, Any]
+    ) -> Tensor:
+        groups = self.vector_field_estimator.group(x)
+        if len(groups) > 1:
+            raise InvalidInputError(
+                f"x: expected one observation for sample_with={self.sample_with!r}, "
+                f"got a set of {len(x)}. Build the posterior with one of "
+                f"{tuple(SAMPLERS)} for sets."
+            )
+        return super().sample(shape, groups, show_progress_bars=bar, **options)
 
     def _sample_set(
         self, num_samples: int, x: Tensor, bar: bool, options: dict[str, Any]
@@ -168,7 +183,7 @@ class FactorizedPosterior(VectorFieldPosterior):
         options = {k: v for k, v in options.items() if k not in REJECTION_OPTIONS}
         composition = {k: options.pop(k) for k in COMPOSITION_OPTIONS if k in options}
         with torch.no_grad():
-            embedded = estimator.embed(x.to(self._device))
+            embedded = estimator.embed(estimator.group(x.to(self._device)))
         score = ComposedScore(estimator.set_score, embedded, **composition)
         z, diagnostics = sample_set(
             score,
@@ -179,6 +194,7 @@ class FactorizedPosterior(VectorFieldPosterior):
             show_progress_bar=bar,
             **options,
         )
+        diagnostics.num_observations, diagnostics.num_groups = len(x), len(embedded)
         return estimator.from_z(z.float()), diagnostics
 
     # densities
@@ -204,7 +220,7 @@ class FactorizedPosterior(VectorFieldPosterior):
         Raises:
             InvalidInputError: If x is not a finite set of the right shape.
         """
-        x = self._require_set(self._x_else_default_x(x))
+        x = self._as_set(self._x_else_default_x(x))
         self.potential_fn.set_x(x.to(self._device), **(ode_kwargs or {}))
         return self.potential_fn(
             torch.as_tensor(theta).to(self._device), track_gradients
@@ -230,8 +246,8 @@ class FactorizedPosterior(VectorFieldPosterior):
     ) -> Tensor:
         """Most probable parameters given the default set, by ascent on its score.
 
-        All arguments as in the host. The ascent follows the composed score at a small
-        noise level plus grad log |dz/dtheta|; the best end by `log_prob` is returned.
+        All arguments as in the host. The best end, by `log_prob`, of ascents on the
+        composed score (`ascent`).
 
         Returns:
             `(1, dim_theta)`.
@@ -247,85 +263,26 @@ class FactorizedPosterior(VectorFieldPosterior):
             theta = init_method.to(self._device)
         else:
             theta = self.sample((num_init_samples,), show_progress_bars=False)
-        estimator, t = self.vector_field_estimator.eval(), 0.01
-        x_set = self._require_set(self.default_x)
-        with torch.no_grad():
-            score = ComposedScore(estimator.set_score, estimator.embed(x_set))
-        z = estimator.to_z(theta[:num_to_optimize]).detach().requires_grad_()
-        optimizer = torch.optim.Adam([z], lr=learning_rate)
-        decay = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, num_iter)
-        for _ in tqdm(range(num_iter), disable=not show_progress_bars):
-            optimizer.zero_grad()
-            log_det = estimator.coordinates.log_abs_det(estimator.from_z(z)).sum()
-            if log_det.requires_grad:
-                log_det.backward()
-            gradient = 0.0 if z.grad is None else z.grad
-            z.grad = -(gradient + score(z.detach(), t).to(z))
-            optimizer.step()
-            decay.step()
-        ends = estimator.from_z(z.detach())
+        ends = ascend(
+            self.vector_field_estimator.eval(),
+            self._as_set(self.default_x).to(self._device),
+            theta[:num_to_optimize],
+            num_iter=num_iter,
+            learning_rate=learning_rate,
+            show_progress_bars=show_progress_bars,
+        )
         best = self.log_prob(ends).argmax()
         self._map = ends[best : best + 1]
         return self._map
 
-    # what a set is
-
-    def _require_set(self, x: Tensor) -> Tensor:
-        shape = self.vector_field_estimator.condition_shape
-        if x.ndim == len(shape):
-            x = x.unsqueeze(0)
-        if x.shape[1:] != shape:
-            raise InvalidInputError(
-                f"x: expected a set (n, {', '.join(map(str, shape))}) or one "
-                f"observation, got shape {tuple(x.shape)}. Use sample_batched for "
-                "several sets."
-            )
-        require_set(x)
-        return x
-
-    def _require_sets(self, x: Tensor, mask: Tensor | None) -> list[Tensor]:
-        shape = self.vector_field_estimator.condition_shape
-        if not isinstance(x, Tensor):
-            raise InvalidTypeError(f"x: expected a tensor, got {type(x).__name__}.")
-        x = x.float()
-        lead = x.shape[: x.ndim - len(shape)]
-        if x.shape[len(lead) :] != shape or len(lead) not in (1, 2) or len(x) == 0:
-            raise InvalidInputError(
-                f"x: expected observations (B, {', '.join(map(str, shape))}) or sets "
-                f"(B, n, {', '.join(map(str, shape))}), got shape {tuple(x.shape)}."
-            )
-        if mask is None:
-            sets = list(x if len(lead) == 2 else x[:, None])
-        else:
-            if not isinstance(mask, Tensor) or mask.shape != lead or len(lead) != 2:
-                found = getattr(mask, "shape", type(mask).__name__)
-                raise InvalidInputError(
-                    f"mask: expected the shape (B, n) of sets x, {tuple(lead)}, got "
-                    f"{found}."
-                )
-            mask = mask.to(x.device).bool()
-            empty = (~mask.any(1)).nonzero().flatten().tolist()
-            if empty:
-                raise InvalidInputError(
-                    f"mask: expected at least one observation in each set, got none in "
-                    f"sets {empty[:10]}. Leave these sets out."
-                )
-            sets = [one[keep] for one, keep in zip(x, mask, strict=True)]
-        return [self._require_set(one) for one in sets]
-
-    def _refuse_sets(self, num_observations: int) -> None:
-        if num_observations > 1:
-            raise InvalidInputError(
-                f"x: expected one observation for sample_with={self.sample_with!r}, "
-                f"got a set of {num_observations}. Build the posterior with one of "
-                f"{tuple(SAMPLERS)} for sets."
-            )
+    def _as_set(self, x: Tensor) -> Tensor:
+        return as_set(x, self.vector_field_estimator.observation_shape)
 
 
 def require_sampler(sample_with: str) -> None:
     """Raise unless the sampler is known; the message lists the known ones."""
     known = (*SAMPLERS, *HOST_SAMPLERS)
-    if sample_with not in known:
+    if not isinstance(sample_with, str) or sample_with not in known:
         raise InvalidInputError(
             f"sample_with: expected one of {known}, got {sample_with!r}."
         )

@@ -16,15 +16,13 @@ from collections.abc import Callable
 from typing import Any
 
 from sbi.inference import NPSE
-from torch import nn
+from torch import Tensor, nn
 from torch.distributions import Distribution
 
 from sbi_scoreaug.errors import InvalidInputError, InvalidTypeError
+from sbi_scoreaug.score_npe.builder import FactorizedScoreBuilder
 from sbi_scoreaug.score_npe.composition import require_count
-from sbi_scoreaug.score_npe.estimator import (
-    FactorizedScoreBuilder,
-    FactorizedScoreEstimator,
-)
+from sbi_scoreaug.score_npe.estimator import FactorizedScoreEstimator
 from sbi_scoreaug.score_npe.posterior import FactorizedPosterior, require_sampler
 from sbi_scoreaug.score_npe.training import AveragedTraining
 
@@ -46,6 +44,10 @@ class ScoreNPE(AveragedTraining, NPSE):
         embedding_net: Embeds x `(batch, *shape_x)` to `(batch, num_features)`.
         num_hidden: Width of the network.
         num_blocks: Residual blocks of each of its parts.
+        max_set_size: Observations m that the network takes at once; x is then
+            `(num_simulations, m, *shape_x)`, m simulations at each theta. More of them
+            cost simulations, and let fewer errors of the network add up: a set of n is
+            composed of ceil(n / m) groups. For "factorized" only.
 
     Raises:
         InvalidTypeError, InvalidInputError: If the prior cannot be mapped to N(0, I),
@@ -82,6 +84,7 @@ class ScoreNPE(AveragedTraining, NPSE):
         embedding_net: nn.Module | None = None,
         num_hidden: int = 128,
         num_blocks: int = 2,
+        max_set_size: int = 1,
     ) -> None:
         vf_estimator = score_estimator or density_estimator or vf_estimator
         _require_model(vf_estimator)
@@ -92,6 +95,12 @@ class ScoreNPE(AveragedTraining, NPSE):
             )
         require_count("num_hidden", num_hidden)
         require_count("num_blocks", num_blocks)
+        require_count("max_set_size", max_set_size)
+        if max_set_size > 1 and vf_estimator != "factorized":
+            raise InvalidInputError(
+                "max_set_size: expected 1 for a network of the host, got "
+                f"{max_set_size}. Take vf_estimator='factorized'."
+            )
         builder = FactorizedScoreBuilder(
             prior,
             vf_estimator,
@@ -99,6 +108,7 @@ class ScoreNPE(AveragedTraining, NPSE):
             embedding_net=embedding_net,
             num_hidden=num_hidden,
             num_blocks=num_blocks,
+            max_set_size=max_set_size,
         )
         super().__init__(
             prior=prior,
@@ -109,8 +119,37 @@ class ScoreNPE(AveragedTraining, NPSE):
             tracker=tracker,
             show_progress_bars=show_progress_bars,
         )
+        self._max_set_size = max_set_size
         self._start_averaging(0.999, None)
         self._pending: tuple[str, dict[str, Any]] = ("auto", {})
+
+    def append_simulations(
+        self, theta: Tensor, x: Tensor, *args: Any, **kwargs: Any
+    ) -> Any:
+        """Store simulations.
+
+        All other arguments as in `NPSE.append_simulations`.
+
+        Args:
+            theta: `(num_simulations, dim_theta)`.
+            x: `(num_simulations, *shape_x)`, or `(num_simulations, m, *shape_x)` with
+                `max_set_size=m` above 1.
+            args: As in the host.
+            kwargs: As in the host.
+
+        Returns:
+            The trainer.
+
+        Raises:
+            InvalidInputError: If x does not hold m simulations of each theta.
+        """
+        m, shape = self._max_set_size, tuple(getattr(x, "shape", ()))
+        if m > 1 and (len(shape) < 3 or shape[1] != m):
+            raise InvalidInputError(
+                f"x: expected ({len(theta)}, {m}, *shape_x) for max_set_size={m}, got "
+                f"{shape}. Simulate {m} times at each theta."
+            )
+        return super().append_simulations(theta, x, *args, **kwargs)
 
     def train(
         self,
