@@ -47,7 +47,7 @@ def test_sets_against_the_exact_posterior(trained, num_observations):
     samples = posterior.sample((1000,), x=x, **QUIET)
     exact = simulator.exact_posterior(x)
     std = exact.variance.sqrt()
-    # A network with seed 100, 2 sets a size: error up to .29 sd, ratio of sd up to 1.13.
+    # One network, 2 sets a size: error up to .29 sd, ratio of sd .95 to 1.13.
     assert ((samples.mean(0) - exact.mean) / std).abs().max() < 0.8
     assert ((samples.std(0) / std).log().abs() < 0.25).all()
     fewer = simulator.exact_posterior(x[: -(-num_observations // 3)])

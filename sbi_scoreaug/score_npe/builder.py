@@ -14,6 +14,7 @@ from sbi_scoreaug.score_npe.estimator import FactorizedScoreEstimator
 from sbi_scoreaug.score_npe.network import PosteriorScoreNet
 
 PARAMETRIZATIONS = ("bounded", "noise")
+HOST_MODELS = ("mlp", "ada_mlp", "transformer", "transformer_cross_attn")
 
 
 class FactorizedScoreBuilder:
@@ -89,3 +90,18 @@ class FactorizedScoreBuilder:
                 "sde_type='vp')."
             )
         return net
+
+
+def require_model(model: Any) -> None:
+    """Raise unless `model` is a known name or a builder."""
+    if isinstance(model, str) and model not in ("factorized", *HOST_MODELS):
+        raise InvalidInputError(
+            f"vf_estimator: expected one of {('factorized', *HOST_MODELS)} or a "
+            f"builder, got {model!r}."
+        )
+    if isinstance(model, nn.Module) or not (isinstance(model, str) or callable(model)):
+        raise InvalidTypeError(
+            "vf_estimator: expected a name or a function (theta, x) that builds a "
+            f"network, got a {type(model).__name__}. Pass embedding_net for a network "
+            "that embeds x."
+        )

@@ -25,6 +25,7 @@ SAMPLERS: dict[str, Callable[..., Tensor]] = {
     "langevin": langevin,
     "composed": composed,
 }
+HOST_SAMPLERS = ("sde", "ode")
 
 
 def sample_set(
@@ -99,3 +100,12 @@ def sampler_options(sampler: str) -> set[str]:
     """Return the names of the options that a sampler takes."""
     defaults = resolve_sampler(sampler).__kwdefaults__ or {}
     return set(defaults)
+
+
+def require_sampler(sample_with: str) -> None:
+    """Raise unless the sampler is known; the message lists the known ones."""
+    known = (*SAMPLERS, *HOST_SAMPLERS)
+    if not isinstance(sample_with, str) or sample_with not in known:
+        raise InvalidInputError(
+            f"sample_with: expected one of {known}, got {sample_with!r}."
+        )

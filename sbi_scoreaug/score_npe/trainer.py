@@ -10,8 +10,6 @@ Reference: Geffner, Papamakarios & Mnih (2023), Compositional score modeling for
 simulation-based inference, arXiv 2209.14249.
 """
 
-import math
-import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -20,14 +18,14 @@ from torch import Tensor, nn
 from torch.distributions import Distribution
 
 from sbi_scoreaug.errors import InvalidInputError, InvalidTypeError
-from sbi_scoreaug.score_npe.builder import FactorizedScoreBuilder
+from sbi_scoreaug.score_npe.builder import FactorizedScoreBuilder, require_model
 from sbi_scoreaug.score_npe.composition import require_count
 from sbi_scoreaug.score_npe.estimator import FactorizedScoreEstimator
-from sbi_scoreaug.score_npe.posterior import FactorizedPosterior, require_sampler
+from sbi_scoreaug.score_npe.posterior import FactorizedPosterior
+from sbi_scoreaug.score_npe.samplers import require_sampler
 from sbi_scoreaug.score_npe.training import AveragedTraining
 
 MAX_ANCHORS = 2000
-HOST_MODELS = ("mlp", "ada_mlp", "transformer", "transformer_cross_attn")
 
 
 class ScoreNPE(AveragedTraining, NPSE):
@@ -45,13 +43,12 @@ class ScoreNPE(AveragedTraining, NPSE):
         num_hidden: Width of the network.
         num_blocks: Residual blocks of each of its parts.
         max_set_size: Observations m that the network takes at once; x is then
-            `(num_simulations, m, *shape_x)`, m simulations at each theta. More of them
-            cost simulations, and let fewer errors of the network add up: a set of n is
-            composed of ceil(n / m) groups. For "factorized" only.
+            `(num_simulations, m, *shape_x)`, m simulations at each theta, and a set of
+            n is composed of ceil(n / m) groups. For "factorized" only.
 
     Raises:
-        InvalidTypeError, InvalidInputError: If the prior cannot be mapped to N(0, I),
-            or an argument is out of range.
+        InvalidTypeError, InvalidInputError: If the prior has no map to N(0, I), or an
+            argument is out of range.
 
     Example:
         >>> import torch
@@ -87,7 +84,7 @@ class ScoreNPE(AveragedTraining, NPSE):
         max_set_size: int = 1,
     ) -> None:
         vf_estimator = score_estimator or density_estimator or vf_estimator
-        _require_model(vf_estimator)
+        require_model(vf_estimator)
         if sde_type != "vp":
             raise InvalidInputError(
                 f"sde_type: expected 'vp', got {sde_type!r}: under any other the prior "
@@ -126,9 +123,7 @@ class ScoreNPE(AveragedTraining, NPSE):
     def append_simulations(
         self, theta: Tensor, x: Tensor, *args: Any, **kwargs: Any
     ) -> Any:
-        """Store simulations.
-
-        All other arguments as in `NPSE.append_simulations`.
+        """Store simulations, as in `NPSE.append_simulations`.
 
         Args:
             theta: `(num_simulations, dim_theta)`.
@@ -136,9 +131,6 @@ class ScoreNPE(AveragedTraining, NPSE):
                 `max_set_size=m` above 1.
             args: As in the host.
             kwargs: As in the host.
-
-        Returns:
-            The trainer.
 
         Raises:
             InvalidInputError: If x does not hold m simulations of each theta.
@@ -184,26 +176,9 @@ class ScoreNPE(AveragedTraining, NPSE):
             raise InvalidInputError(
                 f"ema_decay: expected a number in [0, 1), got {ema_decay}."
             )
-        num_rows = sum(len(theta) for theta in self._theta_roundwise)
-        fraction = kwargs.get("validation_fraction", 0.1)
-        num_batches = max(int(num_rows * (1 - fraction)) // training_batch_size, 1)
-        num_epochs = math.ceil(num_steps / num_batches)
-        if kwargs.get("resume_training") and self._decay_epochs:
-            num_epochs += self.epoch
-            self._decay_epochs = num_epochs
-        else:
-            self._start_averaging(ema_decay, num_epochs)
-        limit = kwargs.pop("max_num_epochs", num_epochs)
-        with warnings.catch_warnings():
-            # The rate has fallen to nothing there: more epochs would not help.
-            warnings.filterwarnings("ignore", "Maximum number of epochs")
-            estimator: Any = super().train(
-                training_batch_size,
-                learning_rate,
-                *args,
-                max_num_epochs=min(limit, num_epochs),
-                **kwargs,
-            )
+        estimator = self._train_averaged(
+            (training_batch_size, learning_rate, *args), num_steps, ema_decay, kwargs
+        )
         self._set_anchors(estimator)
         self._set_anchors(self._neural_net)
         return estimator
@@ -231,8 +206,7 @@ class ScoreNPE(AveragedTraining, NPSE):
             vector_field_estimator: As in the host.
             prior: As in the host; it has to be the one of training.
             sample_with: "auto" (default), "gauss", "langevin" or "composed" for any
-                number of observations, "sde" or "ode" for one. `samplers` says which
-                one when.
+                number of observations, "sde" or "ode" for one; see `score_npe`.
             vectorfield_sampling_parameters: As in the host.
             posterior_parameters: As in the host.
             sampler_options: Options of the sampler, by name.
@@ -276,18 +250,4 @@ class ScoreNPE(AveragedTraining, NPSE):
             device=device,
             max_sampling_batch_size=posterior_parameters.max_sampling_batch_size,
             enable_transform=posterior_parameters.enable_transform,
-        )
-
-
-def _require_model(model: Any) -> None:
-    if isinstance(model, str) and model not in ("factorized", *HOST_MODELS):
-        raise InvalidInputError(
-            f"vf_estimator: expected one of {('factorized', *HOST_MODELS)} or a "
-            f"builder, got {model!r}."
-        )
-    if isinstance(model, nn.Module) or not (isinstance(model, str) or callable(model)):
-        raise InvalidTypeError(
-            "vf_estimator: expected a name or a function (theta, x) that builds a "
-            f"network, got a {type(model).__name__}. Pass embedding_net for a network "
-            "that embeds x."
         )
