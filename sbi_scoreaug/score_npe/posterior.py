@@ -1,8 +1,8 @@
 r"""sbi's vector-field posterior, for any number of observations.
 
 Everything takes a set `(n, *shape_x)` of observations of one theta, or one observation.
-Samples come from `samplers` ("auto", "gauss", "langevin", "composed"; see there which
-one when) or, for one observation, from the host's "sde" and "ode".
+Samples come from `samplers` ("auto", "gauss", "langevin", "composed"; `score_npe`
+says which one when) or, for one observation, from the host's "sde" and "ode".
 """
 
 from typing import Any

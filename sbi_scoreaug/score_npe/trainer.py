@@ -2,12 +2,10 @@ r"""ScoreNPE: a trainer of sbi whose posterior takes any number of observations.
 
     p(theta|x_1..x_n)  proportional to  p(theta)^(1-n) prod_j p(theta|x_j)
 
-The network learns the posterior score of *single* observations, from as many
-simulations as `NPSE` needs; sets are composed when sampling (`composition`,
-`samplers`). It sees coordinates in which the prior is N(0, I) (`coordinates`).
+The network learns the posterior score of *single* observations; sets are composed when
+sampling (`composition`, `samplers`). It sees coordinates in which the prior is N(0, I).
 
-Reference: Geffner, Papamakarios & Mnih (2023), Compositional score modeling for
-simulation-based inference, arXiv 2209.14249.
+Reference: Geffner, Papamakarios & Mnih (2023), arXiv 2209.14249.
 """
 
 from collections.abc import Callable
