@@ -6,7 +6,7 @@ import pickle
 
 import pytest
 import torch
-from sbi.diagnostics import check_sbc, check_tarp, run_sbc, run_tarp
+from sbi.diagnostics import check_sbc, run_sbc, run_tarp
 from sbi.inference import NPSE, EnsemblePosterior
 from sbi.neural_nets.factory import posterior_score_nn
 from sbi.utils import BoxUniform
@@ -117,11 +117,12 @@ def test_tarp_and_expected_coverage_run_unchanged_on_sets(trained):
     xs = simulator(theta.repeat_interleave(4, 0)).reshape(40, 4, 2)
     posterior = trainer.build_posterior()
     options = {"num_posterior_samples": 50, "show_progress_bar": False}
-    p_values = [
-        check_tarp(*run_tarp(theta + shift, xs, posterior, **options))[1]
-        for shift in (0.0, 2.0)
-    ]
-    assert p_values[0] > 1e-3 > p_values[1]
+    distances = []
+    for shift in (0.0, 2.0):
+        tarp = run_tarp(theta + shift, xs, posterior, num_bins=20, **options)
+        distances.append(float((tarp[0] - tarp[1]).abs().max()))
+    # Kolmogorov's bound for 40 sets is .31 at the level .001.
+    assert distances[0] < 0.31 < distances[1]
     options = {"num_posterior_samples": 20, "show_progress_bar": False}
     options["reduce_fns"] = posterior.log_prob
     ranks, _ = run_sbc(theta[:8], xs[:8], posterior, **options)
