@@ -12,9 +12,22 @@ import inspect
 from typing import TYPE_CHECKING, Any
 
 import torch
+from sbi.inference.potentials.vector_field_adaptor import (
+    IID_METHODS,
+    AutoGaussCorrectedScoreFn,
+    register_iid_method,
+)
+from sbi.inference.potentials.vector_field_potential import VectorFieldBasedPotential
+from sbi.neural_nets.estimators.score_estimator import VPScoreEstimator
 from sbi.neural_nets.ratio_estimators import RatioEstimator
-from sbi.utils.sbiutils import get_simulations_since_round, handle_invalid_x
-from sbi.utils.torchutils import assert_all_finite
+from sbi.samplers.score.correctors import CORRECTORS, Corrector, register_corrector
+from sbi.samplers.score.predictors import PREDICTORS, Predictor, register_predictor
+from sbi.utils.sbiutils import (
+    get_simulations_since_round,
+    handle_invalid_x,
+    within_support,
+)
+from sbi.utils.torchutils import assert_all_finite, ensure_theta_batched
 from torch import Tensor
 
 # Our mixins stand in front of a trainer of sbi and use its attributes, private ones
@@ -25,14 +38,27 @@ else:
     HostTrainer = object
 
 __all__ = [
+    "CORRECTORS",
+    "IID_METHODS",
+    "PREDICTORS",
+    "AutoGaussCorrectedScoreFn",
+    "Corrector",
     "HostTrainer",
+    "Predictor",
+    "VPScoreEstimator",
+    "VectorFieldBasedPotential",
     "assert_all_finite",
     "embed_x",
+    "ensure_theta_batched",
     "get_simulations_since_round",
     "handle_invalid_x",
     "log_ratio",
+    "register_corrector",
+    "register_iid_method",
+    "register_predictor",
     "show_host_signature",
     "splits_into_embedding_and_head",
+    "within_support",
 ]
 
 

@@ -2,34 +2,28 @@ r"""ScoreNPE: a trainer of sbi whose posterior takes any number of observations.
 
     p(theta|x_1..x_n)  proportional to  p(theta)^(1-n) prod_j p(theta|x_j)
 
-The network learns the posterior score of *single* observations, from as many
-simulations as `NPSE` needs; sets are composed when sampling (`composition`,
-`samplers`). It sees coordinates in which the prior is N(0, I) (`coordinates`).
+The network learns the posterior score of *single* observations; sets are composed when
+sampling (`composition`, `samplers`). It sees coordinates in which the prior is N(0, I).
 
-Reference: Geffner, Papamakarios & Mnih (2023), Compositional score modeling for
-simulation-based inference, arXiv 2209.14249.
+Reference: Geffner, Papamakarios & Mnih (2023), arXiv 2209.14249.
 """
 
-import math
-import warnings
 from collections.abc import Callable
 from typing import Any
 
 from sbi.inference import NPSE
-from torch import nn
+from torch import Tensor, nn
 from torch.distributions import Distribution
 
 from sbi_scoreaug.errors import InvalidInputError, InvalidTypeError
+from sbi_scoreaug.score_npe.builder import FactorizedScoreBuilder, require_model
 from sbi_scoreaug.score_npe.composition import require_count
-from sbi_scoreaug.score_npe.estimator import (
-    FactorizedScoreBuilder,
-    FactorizedScoreEstimator,
-)
-from sbi_scoreaug.score_npe.posterior import FactorizedPosterior, require_sampler
+from sbi_scoreaug.score_npe.estimator import FactorizedScoreEstimator
+from sbi_scoreaug.score_npe.posterior import FactorizedPosterior
+from sbi_scoreaug.score_npe.samplers import require_sampler
 from sbi_scoreaug.score_npe.training import AveragedTraining
 
 MAX_ANCHORS = 2000
-HOST_MODELS = ("mlp", "ada_mlp", "transformer", "transformer_cross_attn")
 
 
 class ScoreNPE(AveragedTraining, NPSE):
@@ -46,10 +40,13 @@ class ScoreNPE(AveragedTraining, NPSE):
         embedding_net: Embeds x `(batch, *shape_x)` to `(batch, num_features)`.
         num_hidden: Width of the network.
         num_blocks: Residual blocks of each of its parts.
+        max_set_size: Observations m that the network takes at once; x is then
+            `(num_simulations, m, *shape_x)`, m simulations at each theta, and a set of
+            n is composed of ceil(n / m) groups. For "factorized" only.
 
     Raises:
-        InvalidTypeError, InvalidInputError: If the prior cannot be mapped to N(0, I),
-            or an argument is out of range.
+        InvalidTypeError, InvalidInputError: If the prior has no map to N(0, I), or an
+            argument is out of range.
 
     Example:
         >>> import torch
@@ -82,9 +79,10 @@ class ScoreNPE(AveragedTraining, NPSE):
         embedding_net: nn.Module | None = None,
         num_hidden: int = 128,
         num_blocks: int = 2,
+        max_set_size: int = 1,
     ) -> None:
         vf_estimator = score_estimator or density_estimator or vf_estimator
-        _require_model(vf_estimator)
+        require_model(vf_estimator)
         if sde_type != "vp":
             raise InvalidInputError(
                 f"sde_type: expected 'vp', got {sde_type!r}: under any other the prior "
@@ -92,6 +90,12 @@ class ScoreNPE(AveragedTraining, NPSE):
             )
         require_count("num_hidden", num_hidden)
         require_count("num_blocks", num_blocks)
+        require_count("max_set_size", max_set_size)
+        if max_set_size > 1 and vf_estimator != "factorized":
+            raise InvalidInputError(
+                "max_set_size: expected 1 for a network of the host, got "
+                f"{max_set_size}. Take vf_estimator='factorized'."
+            )
         builder = FactorizedScoreBuilder(
             prior,
             vf_estimator,
@@ -99,6 +103,7 @@ class ScoreNPE(AveragedTraining, NPSE):
             embedding_net=embedding_net,
             num_hidden=num_hidden,
             num_blocks=num_blocks,
+            max_set_size=max_set_size,
         )
         super().__init__(
             prior=prior,
@@ -109,8 +114,32 @@ class ScoreNPE(AveragedTraining, NPSE):
             tracker=tracker,
             show_progress_bars=show_progress_bars,
         )
+        self._max_set_size = max_set_size
         self._start_averaging(0.999, None)
         self._pending: tuple[str, dict[str, Any]] = ("auto", {})
+
+    def append_simulations(
+        self, theta: Tensor, x: Tensor, *args: Any, **kwargs: Any
+    ) -> Any:
+        """Store simulations, as in `NPSE.append_simulations`.
+
+        Args:
+            theta: `(num_simulations, dim_theta)`.
+            x: `(num_simulations, *shape_x)`, or `(num_simulations, m, *shape_x)` with
+                `max_set_size=m` above 1.
+            args: As in the host.
+            kwargs: As in the host.
+
+        Raises:
+            InvalidInputError: If x does not hold m simulations of each theta.
+        """
+        m, shape = self._max_set_size, tuple(getattr(x, "shape", ()))
+        if m > 1 and (len(shape) < 3 or shape[1] != m):
+            raise InvalidInputError(
+                f"x: expected ({len(theta)}, {m}, *shape_x) for max_set_size={m}, got "
+                f"{shape}. Simulate {m} times at each theta."
+            )
+        return super().append_simulations(theta, x, *args, **kwargs)
 
     def train(
         self,
@@ -145,26 +174,9 @@ class ScoreNPE(AveragedTraining, NPSE):
             raise InvalidInputError(
                 f"ema_decay: expected a number in [0, 1), got {ema_decay}."
             )
-        num_rows = sum(len(theta) for theta in self._theta_roundwise)
-        fraction = kwargs.get("validation_fraction", 0.1)
-        num_batches = max(int(num_rows * (1 - fraction)) // training_batch_size, 1)
-        num_epochs = math.ceil(num_steps / num_batches)
-        if kwargs.get("resume_training") and self._decay_epochs:
-            num_epochs += self.epoch
-            self._decay_epochs = num_epochs
-        else:
-            self._start_averaging(ema_decay, num_epochs)
-        limit = kwargs.pop("max_num_epochs", num_epochs)
-        with warnings.catch_warnings():
-            # The rate has fallen to nothing there: more epochs would not help.
-            warnings.filterwarnings("ignore", "Maximum number of epochs")
-            estimator: Any = super().train(
-                training_batch_size,
-                learning_rate,
-                *args,
-                max_num_epochs=min(limit, num_epochs),
-                **kwargs,
-            )
+        estimator = self._train_averaged(
+            (training_batch_size, learning_rate, *args), num_steps, ema_decay, kwargs
+        )
         self._set_anchors(estimator)
         self._set_anchors(self._neural_net)
         return estimator
@@ -192,8 +204,7 @@ class ScoreNPE(AveragedTraining, NPSE):
             vector_field_estimator: As in the host.
             prior: As in the host; it has to be the one of training.
             sample_with: "auto" (default), "gauss", "langevin" or "composed" for any
-                number of observations, "sde" or "ode" for one. `samplers` says which
-                one when.
+                number of observations, "sde" or "ode" for one; see `score_npe`.
             vectorfield_sampling_parameters: As in the host.
             posterior_parameters: As in the host.
             sampler_options: Options of the sampler, by name.
@@ -237,18 +248,4 @@ class ScoreNPE(AveragedTraining, NPSE):
             device=device,
             max_sampling_batch_size=posterior_parameters.max_sampling_batch_size,
             enable_transform=posterior_parameters.enable_transform,
-        )
-
-
-def _require_model(model: Any) -> None:
-    if isinstance(model, str) and model not in ("factorized", *HOST_MODELS):
-        raise InvalidInputError(
-            f"vf_estimator: expected one of {('factorized', *HOST_MODELS)} or a "
-            f"builder, got {model!r}."
-        )
-    if isinstance(model, nn.Module) or not (isinstance(model, str) or callable(model)):
-        raise InvalidTypeError(
-            "vf_estimator: expected a name or a function (theta, x) that builds a "
-            f"network, got a {type(model).__name__}. Pass embedding_net for a network "
-            "that embeds x."
         )
