@@ -12,6 +12,8 @@ import inspect
 from typing import TYPE_CHECKING, Any
 
 import torch
+from sbi.neural_nets.estimators import MixtureDensityEstimator, NFlowsFlow, ZukoFlow
+from sbi.neural_nets.factory import model_builders
 from sbi.neural_nets.ratio_estimators import RatioEstimator
 from sbi.utils.sbiutils import get_simulations_since_round, handle_invalid_x
 from sbi.utils.torchutils import assert_all_finite
@@ -24,13 +26,18 @@ if TYPE_CHECKING:
 else:
     HostTrainer = object
 
+# The names that `likelihood_nn` and `posterior_nn` know.
+DENSITY_ESTIMATORS = tuple(model_builders)
+
 __all__ = [
+    "DENSITY_ESTIMATORS",
     "HostTrainer",
     "assert_all_finite",
     "embed_x",
     "get_simulations_since_round",
     "handle_invalid_x",
     "log_ratio",
+    "loss_is_negative_log_prob",
     "show_host_signature",
     "splits_into_embedding_and_head",
 ]
@@ -54,6 +61,12 @@ def log_ratio(estimator: RatioEstimator, theta: Tensor, embedded_x: Tensor) -> T
     """Return log r `(batch,)` for `theta (batch, dim_theta)` and embedded x."""
     z = torch.cat([estimator.embedding_net_theta(theta), embedded_x], dim=-1)
     return estimator.net(z).squeeze(-1)
+
+
+def loss_is_negative_log_prob(estimator: torch.nn.Module) -> bool:
+    """Whether `estimator.loss` is known to be minus its log density, row by row."""
+    known = (NFlowsFlow, ZukoFlow, MixtureDensityEstimator)
+    return getattr(type(estimator), "loss", None) in [cls.loss for cls in known]
 
 
 def show_host_signature(cls: type, name: str) -> None:

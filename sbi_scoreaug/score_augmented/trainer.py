@@ -10,7 +10,9 @@ How training is stopped, selected and reported is in `monitor`, its schedule in
 `schedule`.
 
 A subclass names the function whose theta-gradient is matched, `_log_density(theta, x)`:
-log r(x|theta) for ratio estimation.
+log r(x|theta) for ratio estimation, log q(x|theta) for likelihood estimation. Where the
+target is not the score itself, as for posteriors, it also overrides the gradient, the
+weight of residuals and what they are whitened by (`npe`).
 
 Reference: Shen & Kuusela 2026 (arXiv 2605.12118).
 """
@@ -77,9 +79,13 @@ class ScoreTerm(ScoreMonitor, SteadyTraining, ScoreCarrier):
         if len(rows) < 2:
             return
         require_smooth(
-            self._build_neural_net, self._log_density, theta[rows].cpu(), x[rows].cpu()
+            self._build_trial, self._log_density, theta[rows].cpu(), x[rows].cpu()
         )
         self._smooth = True
+
+    def _build_trial(self, theta: Tensor, x: Tensor) -> Any:
+        """Hook: build a network on a trial; raise where it cannot take scores."""
+        return self._build_neural_net(theta, x)
 
     def train(
         self,
@@ -171,8 +177,9 @@ class ScoreTerm(ScoreMonitor, SteadyTraining, ScoreCarrier):
             theta, x, _ = self.get_simulations(starting_round)
             rows = self.train_indices
             partly = (mask.any(1) & ~mask.all(1)).any()
+            target = self._whitened_by(theta, score)
             whitening = whitening_matrix(
-                score[rows], mask[rows], theta[rows], diagonal=bool(partly)
+                target[rows], mask[rows], theta[rows], diagonal=bool(partly)
             )
             self._whitening = whitening.to(self._device)
             if self._score_pairs != "joint":
@@ -203,7 +210,7 @@ class ScoreTerm(ScoreMonitor, SteadyTraining, ScoreCarrier):
         with torch.enable_grad():  # the host validates under no_grad
             host_losses = super()._get_losses(batch[:3], *args, **kwargs)
             gradient = self._surrogate_gradient(theta, x, create_graph=training)
-            ell = score_losses(gradient, score, mask, self._whitening, self._rho)
+            ell = self._score_losses(theta, gradient, score, mask)
             if training and self._pairs is not None:
                 ell = ell + self._pair_losses(x, batch[5])
         assert_all_finite(ell, f"{type(self).__name__} score loss")
@@ -231,7 +238,17 @@ class ScoreTerm(ScoreMonitor, SteadyTraining, ScoreCarrier):
         assert self._pairs is not None
         theta, score, mask = (c.to(x.device) for c in self._pairs.draw(rows))
         gradient = self._surrogate_gradient(theta, x, create_graph=True)
+        return self._score_losses(theta, gradient, score, mask)
+
+    def _score_losses(
+        self, theta: Tensor, gradient: Tensor, score: Tensor, mask: Tensor
+    ) -> Tensor:
+        """Hook: ell `(dim_theta,)`; the arguments are all `(batch, dim_theta)`."""
         return score_losses(gradient, score, mask, self._whitening, self._rho)
+
+    def _whitened_by(self, theta: Tensor, score: Tensor) -> Tensor:
+        """Hook: the targets `(num_simulations, dim_theta)` that set the scale."""
+        return score
 
     # --- after training --------------------------------------------------------------
 
