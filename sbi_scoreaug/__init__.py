@@ -18,7 +18,8 @@ its sense when the model is wrong (Gao, Deistler & Macke 2023, arXiv 2305.15208)
 `simulate_with_score` is the twin of sbi's `simulate_for_sbi`; `check_score` tells
 whether scores belong to their simulations. `sbi_scoreaug.simulators` holds problems
 with exact scores and posteriors, `python -m sbi_scoreaug` runs a demonstration and
-`python -m sbi_scoreaug.benchmarks` measures.
+`python -m sbi_scoreaug.benchmarks` measures. `register` makes sbi's `infer` find the
+trainers; `citation(trainer)` says what to cite.
 """
 
 from sbi_scoreaug.amortized_cost import (
@@ -28,6 +29,8 @@ from sbi_scoreaug.amortized_cost import (
     CostNetBuilder,
     Distance,
 )
+from sbi_scoreaug.citation import citation
+from sbi_scoreaug.registration import register
 from sbi_scoreaug.score_augmented import (
     FixedWeights,
     GradientNormWeights,
@@ -72,8 +75,10 @@ __all__ = [
     "ScoreWeighting",
     "UncertaintyWeights",
     "check_score",
+    "citation",
     "diffusion_path_score",
     "jump_path_score",
+    "register",
     "score_from_log_prob",
     "score_from_pyro",
     "simulate_with_score",

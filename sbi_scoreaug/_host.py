@@ -73,26 +73,32 @@ def show_host_signature(cls: type, name: str) -> None:
     """Make `help(cls.name)` list the host's arguments, then our keyword-only ones.
 
     For the reader only (`help`, `inspect.signature`, editors): our mixins pass the
-    host's arguments on as they come, so that one mixin serves every trainer.
+    host's arguments on as they come, so that one mixin serves every trainer. A method
+    with other positional arguments than the host's is left as it is.
     """
     method = getattr(cls, name)
     hosts = [base for base in cls.__mro__ if base.__module__.startswith("sbi.")]
-    if not hosts or hasattr(method, "__signature__"):
+    shown = hasattr(method, "__signature__")
+    if not hosts or shown or method.__module__.startswith("sbi."):
         return
-    if method.__module__.startswith("sbi."):
-        return
+    host = inspect.signature(getattr(hosts[0], name))
+    arguments, own = dict(host.parameters), {}
+    mixins = cls.__mro__[: cls.__mro__.index(hosts[0])]
+    for mixin in (base for base in reversed(mixins) if name in vars(base)):
+        for parameter in inspect.signature(vars(mixin)[name]).parameters.values():
+            if parameter.kind is parameter.KEYWORD_ONLY:
+                own[parameter.name] = parameter
+            elif parameter.kind is parameter.POSITIONAL_OR_KEYWORD:
+                if parameter.name not in arguments:
+                    return  # a subclass with arguments of its own
+                if parameter.default is not parameter.empty:
+                    arguments[parameter.name] = parameter
 
     @functools.wraps(method)
     def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
         return method(self, *args, **kwargs)
 
-    own = [
-        parameter
-        for parameter in inspect.signature(method).parameters.values()
-        if parameter.kind is parameter.KEYWORD_ONLY
-    ]
-    host = inspect.signature(getattr(hosts[0], name))
     forward.__signature__ = host.replace(  # type: ignore[attr-defined]
-        parameters=[*host.parameters.values(), *own]
+        parameters=[*arguments.values(), *own.values()]
     )
     setattr(cls, name, forward)

@@ -266,6 +266,10 @@ def test_the_surrogate_score_needs_a_network_and_pairs():
     train(trainer, max_num_epochs=1)
     with pytest.raises(InvalidInputError, match="60 and 59"):
         trainer.surrogate_score(THETA, X[1:])
+    with pytest.raises(InvalidTypeError, match="got ndarray and Tensor"):
+        trainer.surrogate_score(THETA.numpy(), X)
+    one = trainer.surrogate_score(THETA, X[:1])
+    assert torch.equal(one, trainer.surrogate_score(THETA, X[:1].expand_as(X)))
 
 
 def test_the_functions_refuse_with_the_same_types():

@@ -7,6 +7,7 @@ import torch
 from registry import SIMULATOR, new_trainer, simulations, train
 from sbi.utils import BoxUniform
 
+from sbi_scoreaug import ScoreAugmentedNRE
 from sbi_scoreaug.errors import InvalidInputError, ScoreWarning
 
 WIDE = BoxUniform(-1e6 * torch.ones(2), 1e6 * torch.ones(2))
@@ -212,6 +213,19 @@ def test_help_lists_the_hosts_arguments_and_then_ours():
     assert names[-3:] == ["score", "score_kind", "score_check"]
     names = list(inspect.signature(type(new_trainer()).train).parameters)
     assert names[1] == "training_batch_size" and "score_weighting" in names
+    shown = inspect.signature(ScoreAugmentedNRE).parameters
+    assert list(shown)[:2] == ["prior", "classifier"] and "score_fn" in shown
+    assert shown["classifier"].default == "smooth_resnet"
+
+
+def test_a_subclass_with_arguments_of_its_own_shows_these():
+    import inspect
+
+    class WithName(ScoreAugmentedNRE):
+        def __init__(self, name, **kwargs):
+            super().__init__(**kwargs)
+
+    assert list(inspect.signature(WithName).parameters) == ["name", "kwargs"]
 
 
 def test_loaders_can_be_asked_for_before_training():

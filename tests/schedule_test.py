@@ -8,7 +8,7 @@ import torch
 from registry import new_trainer, simulations, train
 
 from sbi_scoreaug.errors import InvalidInputError
-from sbi_scoreaug.score_augmented.schedule import STEPS_PER_EPOCH
+from sbi_scoreaug.scores.loaders import STEPS_PER_EPOCH
 
 
 def scored(num_simulations=300, **kwargs):

@@ -177,6 +177,7 @@ def changing_shape(theta):
             r"score.*got \(1, 1\)",
         ),
         (lambda theta: (theta, theta, theta), InvalidInputError, "a tuple of 3"),
+        (lambda theta: [theta, theta], InvalidInputError, "a list of 2"),
         (lambda theta: (theta[0], theta), InvalidInputError, "batch = 1"),
         (changing_shape, InvalidInputError, "one shape of x"),
     ],

@@ -298,3 +298,11 @@ def test_bad_arguments_raise_typed_errors(name):
 def test_bad_construction_raises_typed_errors(make, error):
     with pytest.raises(error):
         make()
+
+
+def test_an_impossible_infection_has_no_score():
+    simulator = SISNetwork(nx.path_graph(3), num_steps=1, initial_infected=[0])
+    x = torch.tensor([[[1.0, 0, 0], [1, 1, 0]], [[1, 0, 0], [1, 0, 1]]])
+    theta = torch.full((2, 2), -1.0)
+    assert simulator.log_prob(theta, x).isfinite().tolist() == [True, False]
+    assert simulator.score(theta, x).isnan().all(1).tolist() == [False, True]

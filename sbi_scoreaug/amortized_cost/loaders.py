@@ -14,9 +14,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from sbi_scoreaug.scores.loaders import RepeatSampler, rebuild_loader
+from sbi_scoreaug.scores.loaders import fixed_order, long_epochs
 
-STEPS_PER_EPOCH = 50
 VALIDATION_ROWS = 1000
 
 
@@ -37,21 +36,10 @@ def numbered_loaders(
         batch_size: Of training, at most.
         dataloader_kwargs: As in the host class.
     """
-    columns = (torch.arange(num_simulations),)
-    num_train, num_validation = map(len, rows)
-    batch_size = min(batch_size, num_train)
-    passes = math.ceil(STEPS_PER_EPOCH / max(1, num_train // batch_size))
-    sampler = RepeatSampler(rows[0].tolist(), passes)
-    train = rebuild_loader(
-        loaders[0], columns, dataloader_kwargs, sampler=sampler, batch_size=batch_size
-    )
-    fixed = rows[1].tolist() * math.ceil(VALIDATION_ROWS / num_validation)
-    batches = math.ceil(len(fixed) / VALIDATION_ROWS)
-    validation = rebuild_loader(
-        loaders[1],
-        columns,
-        dataloader_kwargs,
-        sampler=fixed,
-        batch_size=len(fixed) // batches,
-    )
-    return train, validation
+    further: dict[str, Any] = {
+        "columns": (torch.arange(num_simulations),),
+        "dataloader_kwargs": dataloader_kwargs,
+    }
+    train = long_epochs(loaders[0], rows[0], min(batch_size, len(rows[0])), **further)
+    fixed = rows[1].tolist() * math.ceil(VALIDATION_ROWS / len(rows[1]))
+    return train, fixed_order(loaders[1], fixed, VALIDATION_ROWS, **further)

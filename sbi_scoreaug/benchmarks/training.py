@@ -22,7 +22,8 @@ from torch import Tensor, nn
 
 from sbi_scoreaug.score_augmented import ScoreAugmentedNRE, smooth_classifier_nn
 from sbi_scoreaug.score_augmented.nre import EmbedOnce
-from sbi_scoreaug.score_augmented.schedule import STEPS_PER_EPOCH, SteadyTraining
+from sbi_scoreaug.score_augmented.schedule import SteadyTraining
+from sbi_scoreaug.scores.loaders import STEPS_PER_EPOCH
 
 METHODS = ("NRE_A", "equipped", "score")
 

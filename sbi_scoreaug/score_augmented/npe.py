@@ -179,5 +179,6 @@ class ScoreAugmentedNPE(ScoreAugmentedDensityTerm, NPE_C):
         Raises:
             InvalidInputError: A prior without gradient.
         """
-        require_prior_gradient(self._prior, theta)
+        if isinstance(theta, Tensor):
+            require_prior_gradient(self._prior, theta)
         return super().surrogate_score(theta, x)

@@ -25,9 +25,8 @@ from torch.utils.data import DataLoader
 
 from sbi_scoreaug._host import HostTrainer
 from sbi_scoreaug.errors import InvalidInputError, warn
-from sbi_scoreaug.scores.loaders import RepeatSampler, rebuild_loader
+from sbi_scoreaug.scores.loaders import fixed_order, long_epochs
 
-STEPS_PER_EPOCH = 50
 ANNEALED_FRACTION = 0.4
 
 
@@ -76,19 +75,11 @@ class SteadyTraining(HostTrainer):
                 f"got {num_train} and {num_validation}. Append more simulations or "
                 "change validation_fraction."
             )
+        options: dict[str, Any] = {"dataloader_kwargs": dataloader_kwargs}
         if "sampler" not in (dataloader_kwargs or {}):
-            steps = max(1, num_train // train.batch_size)
-            passes = math.ceil(STEPS_PER_EPOCH / steps)
-            sampler = RepeatSampler(self.train_indices, passes, train.batch_size)
-            train = rebuild_loader(train, (), dataloader_kwargs, sampler=sampler)
-        batches = math.ceil(num_validation / validation.batch_size)
-        validation = rebuild_loader(
-            validation,
-            (),
-            dataloader_kwargs,
-            sampler=self.val_indices.tolist(),
-            batch_size=num_validation // batches,
-        )
+            train = long_epochs(train, self.train_indices, train.batch_size, **options)
+        rows = self.val_indices.tolist()
+        validation = fixed_order(validation, rows, validation.batch_size, **options)
         return train, validation
 
     def _run_training_loop(self, *args: Any, **kwargs: Any) -> Any:

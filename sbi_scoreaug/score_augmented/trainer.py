@@ -30,6 +30,7 @@ from sbi_scoreaug._host import assert_all_finite
 from sbi_scoreaug.errors import (
     InvalidInputError,
     InvalidStateError,
+    InvalidTypeError,
     require_positive,
 )
 from sbi_scoreaug.score_augmented.loss import (
@@ -257,20 +258,29 @@ class ScoreTerm(ScoreMonitor, SteadyTraining, ScoreCarrier):
 
         Args:
             theta: `(batch, dim_theta)`.
-            x: `(batch, *shape_x)`.
+            x: `(batch, *shape_x)`, or one row `(1, *shape_x)` for all theta.
 
         Returns:
             `(batch, dim_theta)`.
 
         Raises:
             InvalidStateError: Before training.
+            InvalidTypeError: Something else than tensors.
             InvalidInputError: Different numbers of rows.
         """
         if self._neural_net is None:
             raise InvalidStateError(
-                "surrogate_score: expected a trained network, got none. Call train() "
-                "first."
+                "the surrogate's score: expected a trained network, got none. Call "
+                "train() first."
             )
+        if not (isinstance(theta, Tensor) and isinstance(x, Tensor)):
+            raise InvalidTypeError(
+                f"theta and x: expected tensors, got {type(theta).__name__} and "
+                f"{type(x).__name__}. Convert them with torch.as_tensor(..., "
+                "dtype=torch.float32)."
+            )
+        if len(x) == 1:
+            x = x.expand(len(theta), *x.shape[1:])
         if len(theta) != len(x):
             raise InvalidInputError(
                 f"theta and x: expected one row each a pair, got {len(theta)} and "

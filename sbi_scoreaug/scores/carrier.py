@@ -104,7 +104,7 @@ class ScoreCarrier(HostTrainer):
     def __init_subclass__(cls, **kwargs: Any) -> None:
         """Show the host's arguments in the signatures of the mixin's methods."""
         super().__init_subclass__(**kwargs)
-        for name in ("append_simulations", "train"):
+        for name in ("__init__", "append_simulations", "train"):
             if hasattr(cls, name):
                 show_host_signature(cls, name)
 

@@ -8,6 +8,7 @@ the data several times an epoch.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, cast
 
@@ -16,6 +17,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Sampler, TensorDataset
 
 from sbi_scoreaug.errors import InvalidInputError
+
+STEPS_PER_EPOCH = 50
 
 
 class BatchDataset(TensorDataset):
@@ -119,3 +122,52 @@ def rebuild_loader(
         changes["collate_fn"] = CollateHostColumns(user["collate_fn"])
         return DataLoader(TensorDataset(*tensors), **changes)
     return DataLoader(BatchDataset(*tensors), collate_fn=_as_fetched, **changes)
+
+
+def long_epochs(
+    loader: DataLoader,
+    rows: Tensor,
+    batch_size: int,
+    columns: tuple[Tensor, ...] = (),
+    dataloader_kwargs: dict[str, Any] | None = None,
+) -> DataLoader:
+    """Return a training loader whose epochs have at least STEPS_PER_EPOCH steps.
+
+    sbi's patience counts epochs; with few simulations these are a few steps each.
+
+    Args:
+        loader: As in `rebuild_loader`.
+        rows: Row numbers to train on `(num_train,)`.
+        batch_size: Of training.
+        columns: As in `rebuild_loader`.
+        dataloader_kwargs: As in `rebuild_loader`; its sampler wins.
+    """
+    passes = math.ceil(STEPS_PER_EPOCH / max(1, len(rows) // batch_size))
+    sampler = RepeatSampler(rows.tolist(), passes, batch_size)
+    return rebuild_loader(
+        loader, columns, dataloader_kwargs, sampler=sampler, batch_size=batch_size
+    )
+
+
+def fixed_order(
+    loader: DataLoader,
+    rows: Sequence[int],
+    batch_size: int,
+    columns: tuple[Tensor, ...] = (),
+    dataloader_kwargs: dict[str, Any] | None = None,
+) -> DataLoader:
+    """Return a validation loader with the same batches, of equal size, every epoch.
+
+    So the epochs that are compared differ by the network alone.
+
+    Args:
+        loader: As in `rebuild_loader`.
+        rows: Row numbers to validate on, in this order.
+        batch_size: The largest.
+        columns: As in `rebuild_loader`.
+        dataloader_kwargs: As in `rebuild_loader`; its sampler wins.
+    """
+    equal = len(rows) // math.ceil(len(rows) / batch_size)
+    return rebuild_loader(
+        loader, columns, dataloader_kwargs, sampler=rows, batch_size=equal
+    )

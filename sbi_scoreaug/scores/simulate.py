@@ -13,8 +13,10 @@ one seed the same theta. Where the score comes from, in this order of preference
 *One seed, one result.* Batch b runs under a seed of its own, (a + b g) mod 2^32 with
 a drawn from the seeded generator and g odd: distinct for all batches of a call,
 whichever worker takes them. So the result depends on the seed and on the batch size,
-not on the number of workers. (sbi draws them with replacement from 10^6 values, and
-by one continued stream if there is one worker: its x differ from ours.)
+not on the number of workers, for simulators that draw from the global generators of
+torch, numpy or random (one with a generator of its own keeps its own order). (sbi draws
+them with replacement from 10^6 values, and by one continued stream if there is one
+worker: its x differ from ours.)
 
 A score is a number about one simulation, hence it is taken in the worker that ran
 it. NaN in x passes, as in sbi; its score is NaN then, without a call to `score`.
@@ -187,13 +189,15 @@ def _simulate_batch(
 
 
 def _is_pair(output: Any) -> bool:
-    """Whether the simulator returned (x, score); raise if another tuple."""
-    if not isinstance(output, tuple):
+    """Whether the simulator returned (x, score); raise if another sequence of both."""
+    arrays = isinstance(output, list) and any(np.ndim(row) for row in output)
+    if not isinstance(output, tuple) and not arrays:
         return False
-    if len(output) != 2:
+    if arrays or len(output) != 2:
         raise InvalidInputError(
-            "simulator must return x or the pair (x, score), got a tuple of "
-            f"{len(output)}. Return exactly these two."
+            "simulator must return x, one tensor or array, or the pair (x, score), got "
+            f"a {type(output).__name__} of {len(output)}. Stack rows of x with "
+            "torch.stack; return x and score as a tuple of two."
         )
     return True
 

@@ -11,7 +11,8 @@ prior is a box with few parameters; set `prior` and `shape_x` in `__init__`; wri
 input, cut large batches into chunks so that memory stays bounded, and return the
 dtype and device of `theta`. `x` reaches the private methods with as many rows as
 `theta` or with a single row, to be broadcast. Then add the class to the registry in
-`tests/simulators_test.py`: every generic test runs on it.
+`tests/simulators_test.py`: every generic test runs on it. Where x is impossible the
+log_prob is -inf and the score NaN.
 """
 
 from abc import ABC, abstractmethod

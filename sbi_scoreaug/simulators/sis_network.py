@@ -154,7 +154,9 @@ class SISNetwork(BoxSimulator):
         gain = (counts.infections[:, 1:] * pressure / pressure.expm1()).sum(dim=1)
         d_log_beta = gain - counts.escaped * beta
         d_log_gamma = counts.recoveries * gamma / gamma.expm1() - counts.kept * gamma
-        return torch.stack([d_log_beta, d_log_gamma], dim=1)
+        score = torch.stack([d_log_beta, d_log_gamma], dim=1)
+        impossible = counts.infections[:, :1] > 0
+        return score.masked_fill(impossible, torch.nan)
 
 
 def _default_graph() -> nx.Graph:

@@ -47,7 +47,9 @@ class SISPopulation(BoxSimulator):
     """Markov jump process of infections and recoveries in a well-mixed population.
 
     `theta = (log infection rate, log recovery rate)`, rates a unit time. The prior is
-    uniform on the logarithms, infection from 0.5 to 3 and recovery from 0.1 to 1.
+    uniform on the logarithms, infection from 0.5 to 3 and recovery from 0.1 to 1. With
+    "path", `log_prob` leaves out a term that does not depend on theta: the path's
+    density given its sufficient statistics.
 
     Args:
         population: Number of individuals N; 50 for the path, 25 for snapshots.

@@ -1,0 +1,200 @@
+r"""Pictures of training, of scores and of posteriors.
+
+Each function takes `ax=` (matplotlib axes, as many as it has panels) and returns the
+figure and the axes, so that a picture can be composed with others. `BetaCalibration`,
+`CostDiagnosis` and `ScoreCheck` bring a `plot()` of their own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from matplotlib import pyplot as plt
+from torch import Tensor
+
+from sbi_scoreaug.errors import InvalidInputError, InvalidStateError
+
+PANEL = (3.6, 3.0)  # inches
+
+
+def _panels(ax: Any, num: int) -> tuple[Any, np.ndarray]:
+    """Return the figure and `num` axes, new ones if `ax` is None."""
+    if ax is None:
+        size = (PANEL[0] * num, PANEL[1])
+        figure, axes = plt.subplots(
+            1, num, figsize=size, layout="constrained", squeeze=False
+        )
+        return figure, axes[0]
+    axes = np.atleast_1d(np.asarray(ax, dtype=object)).ravel()
+    if len(axes) != num:
+        raise InvalidInputError(f"ax: expected {num} axes, got {len(axes)}.")
+    return axes[0].figure, axes
+
+
+def _names(labels: Sequence[str] | None, dim: int) -> list[str]:
+    names = [rf"$\theta_{k + 1}$" for k in range(dim)] if labels is None else labels
+    if len(names) != dim:
+        raise InvalidInputError(
+            f"labels: expected one for each of {dim} parameters, got {len(names)}."
+        )
+    return list(names)
+
+
+def training_curves(
+    trainer: Any, labels: Sequence[str] | None = None, ax: Any = None
+) -> tuple[Any, np.ndarray]:
+    """Draw what a training with scores reported: loss, score error, weights.
+
+    Args:
+        trainer: A trained trainer that was given scores.
+        labels: Names of the parameters.
+        ax: Three axes.
+
+    Returns:
+        The figure and three axes: the host's validation loss, the standardised score
+        error (0 perfect, 1 a surrogate that ignores theta) and the weight of each
+        component, over epochs.
+
+    Raises:
+        InvalidStateError: Nothing was trained, or without scores.
+        InvalidInputError: A wrong number of axes or labels.
+
+    Example:
+        >>> from sbi_scoreaug import ScoreAugmentedNRE, simulate_with_score
+        >>> from sbi_scoreaug.simulators import LinearGaussian
+        >>> problem = LinearGaussian(2)
+        >>> theta, x, score = simulate_with_score(
+        ...     problem, problem.prior, 100, show_progress_bar=False
+        ... )
+        >>> trainer = ScoreAugmentedNRE(problem.prior, show_progress_bars=False)
+        >>> _ = trainer.append_simulations(theta, x, score=score).train(
+        ...     training_batch_size=50, max_num_epochs=3)
+        >>> figure, axes = training_curves(trainer)
+        >>> len(axes)
+        3
+    """
+    summary = getattr(trainer, "summary", {})
+    if not summary.get("score_error"):
+        raise InvalidStateError(
+            "trainer: expected one that was trained with scores, got none in its "
+            "summary. Append score=... and call train() first."
+        )
+    errors = np.array(summary["score_error"])
+    names = _names(labels, errors.shape[1])
+    figure, axes = _panels(ax, 3)
+    axes[0].plot(summary["validation_host_loss"])
+    axes[0].set(ylabel="host's validation loss")
+    for k, name in enumerate(names):
+        axes[1].plot(errors[:, k], label=name)
+        axes[2].plot(np.array(summary["score_weights"])[:, k], label=name)
+    axes[1].set(ylabel="standardised score error", yscale="log")
+    axes[2].set(ylabel="weight of the score term", yscale="log")
+    for axis in axes:
+        axis.set_xlabel("epoch")
+    axes[1].legend(frameon=False)
+    return figure, axes
+
+
+@torch.no_grad()
+def score_fit(
+    trainer: Any,
+    theta: Tensor,
+    x: Tensor,
+    score: Tensor,
+    labels: Sequence[str] | None = None,
+    ax: Any = None,
+) -> tuple[Any, np.ndarray]:
+    """Draw the surrogate's score against the exact one, a panel a parameter.
+
+    Args:
+        trainer: A trained trainer with `surrogate_score`.
+        theta: `(batch, dim_theta)`, better not those of training.
+        x: Simulations at theta, `(batch, *shape_x)`.
+        score: Exact scores `(batch, dim_theta)`; NaN components are not drawn.
+        labels: Names of the parameters.
+        ax: As many axes as parameters.
+
+    Returns:
+        The figure and the axes. A perfect fit lies on the diagonal.
+
+    Raises:
+        InvalidStateError: The trainer is not trained.
+        InvalidInputError: A wrong number of rows, axes or labels.
+    """
+    found, exact = trainer.surrogate_score(theta, x).cpu(), score.cpu()
+    if found.shape != exact.shape:
+        raise InvalidInputError(
+            f"score: expected the shape of theta {tuple(found.shape)}, got "
+            f"{tuple(exact.shape)}."
+        )
+    names = _names(labels, exact.shape[1])
+    figure, axes = _panels(ax, len(names))
+    for k, (axis, name) in enumerate(zip(axes, names, strict=True)):
+        known = exact[:, k].isfinite()
+        ends = [exact[known, k].min().item(), exact[known, k].max().item()]
+        axis.plot(ends, ends, color="0.6", lw=1)
+        axis.plot(exact[known, k], found[known, k], ".", ms=3, alpha=0.6)
+        axis.set(title=name, xlabel="exact score")
+    axes[0].set_ylabel("surrogate's score")
+    return figure, axes
+
+
+def posterior_against_reference(
+    samples: Tensor | Mapping[str, Tensor],
+    reference: Any,
+    parameters: tuple[int, int] = (0, 1),
+    labels: Sequence[str] | None = None,
+    truth: Tensor | None = None,
+    ax: Any = None,
+) -> tuple[Any, np.ndarray]:
+    """Draw samples of two parameters over the reference's density.
+
+    Args:
+        samples: `(num_samples, dim_theta)`, or several of these by name.
+        reference: Exact samples `(num_samples, dim_theta)`, or something to sample
+            from, such as a simulator's `exact_posterior`.
+        parameters: The two parameters to draw.
+        labels: Names of all parameters.
+        truth: theta behind the observation `(dim_theta,)`, drawn as a cross.
+        ax: As many axes as there are sets of samples.
+
+    Returns:
+        The figure and the axes, one for each set of samples, with the same limits.
+
+    Raises:
+        InvalidInputError: Parameters that are not there, or a wrong number of axes.
+
+    Example:
+        >>> import torch
+        >>> exact, samples = torch.randn(2000, 2), torch.randn(500, 2)
+        >>> figure, axes = posterior_against_reference(samples, exact)
+    """
+    named = samples if isinstance(samples, Mapping) else {"": samples}
+    given = isinstance(reference, Tensor)
+    exact = reference.cpu() if given else reference.sample((20_000,))
+    i, j = parameters
+    dim = exact.shape[1]
+    if not (0 <= i < dim and 0 <= j < dim and i != j):
+        raise InvalidInputError(
+            f"parameters: expected two different ones below {dim}, got {parameters}."
+        )
+    names = _names(labels, dim)
+    figure, axes = _panels(ax, len(named))
+    everything = torch.cat([exact, *(rows.cpu() for rows in named.values())])
+    low, high = everything.quantile(torch.tensor([0.002, 0.998]).to(everything), dim=0)
+    margin = 0.05 * (high - low)
+    low, high = low - margin, high + margin
+    edges = [np.linspace(float(low[k]), float(high[k]), 41) for k in (i, j)]
+    density, *_ = np.histogram2d(*exact[:, [i, j]].T.numpy(), bins=edges)
+    for axis, (name, rows) in zip(axes, named.items(), strict=True):
+        axis.pcolormesh(*edges, density.T, cmap="Greys", rasterized=True)
+        axis.plot(*rows.cpu()[:500, [i, j]].T, ".", ms=3, alpha=0.5, color="tab:orange")
+        if truth is not None:
+            axis.plot(*truth[[i, j]], "x", color="tab:blue", ms=8, mew=2)
+        limits = [(edge[0], edge[-1]) for edge in edges]
+        axis.set(title=name, xlabel=names[i], xlim=limits[0], ylim=limits[1])
+    axes[0].set_ylabel(names[j])
+    return figure, axes

@@ -1,0 +1,54 @@
+"""Names under which sbi's `infer` and its samplers find this package."""
+
+from __future__ import annotations
+
+import sbi.inference
+
+from sbi_scoreaug.amortized_cost import AmortizedCostEstimator
+from sbi_scoreaug.errors import InvalidInputError
+from sbi_scoreaug.score_augmented import ScoreAugmentedNRE
+from sbi_scoreaug.score_npe import ScoreNPE
+from sbi_scoreaug.score_npe.host_samplers import register_samplers
+
+METHODS = {
+    "SCORE_NRE": ScoreAugmentedNRE,
+    "SCORE_NPE": ScoreNPE,
+    "ACE": AmortizedCostEstimator,
+}
+
+
+def register() -> None:
+    """Make the trainers and samplers of this package known to sbi.
+
+    Afterwards `sbi.inference.infer(method=...)` accepts "score_nre", "score_npe" and
+    "ace", and sbi's `NPSE` the samplers of `score_npe.register_samplers`. Importing the
+    package changes nothing in sbi; this call does, and a second one does nothing.
+
+    `infer` draws its own simulations and knows no scores: hand it the score as a
+    function, `init_kwargs={"score_fn": simulator.score}`.
+
+    Raises:
+        InvalidInputError: If sbi has another class of one of these names.
+
+    Example:
+        >>> from sbi.inference import infer
+        >>> from sbi_scoreaug import register
+        >>> from sbi_scoreaug.simulators import LinearGaussian
+        >>> register()
+        >>> simulator = LinearGaussian()
+        >>> posterior = infer(
+        ...     simulator, simulator.prior, method="score_nre", num_simulations=100,
+        ...     init_kwargs={"score_fn": simulator.score, "show_progress_bars": False},
+        ...     train_kwargs={"max_num_epochs": 1, "training_batch_size": 50},
+        ... )
+    """
+    for name, trainer in METHODS.items():
+        found = getattr(sbi.inference, name, trainer)
+        if found is not trainer:
+            raise InvalidInputError(
+                f"{name!r}: expected a free name in sbi.inference, found {found!r}. "
+                f"Use {trainer.__name__} directly."
+            )
+    for name, trainer in METHODS.items():
+        setattr(sbi.inference, name, trainer)
+    register_samplers()
