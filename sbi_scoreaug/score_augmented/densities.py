@@ -31,6 +31,7 @@ from sbi_scoreaug.score_augmented.trainer import ScoreTerm
 class ScoreAugmentedDensityTerm(ScoreTerm):
     """Mixin of the score term for sbi's density estimators; see `nle` and `npe`."""
 
+    _weighting_rule = "pooled_uncertainty"
     _joint: tuple[Tensor, Tensor] | None = None
 
     def __init__(

@@ -55,6 +55,7 @@ from sbi_scoreaug.scores.carrier import ScoreCarrier
 class ScoreTerm(ScoreMonitor, SteadyTraining, ScoreCarrier):
     """Mixin that augments the loss of a trainer of sbi with exact scores."""
 
+    _weighting_rule = "uncertainty"
     _smooth = False
     _score_pairs = "joint"
     _has_columns = False
@@ -105,9 +106,10 @@ class ScoreTerm(ScoreMonitor, SteadyTraining, ScoreCarrier):
 
         Args:
             args: As in the host class.
-            score_weighting: "uncertainty" (the default, None), "gradient_norm", a
+            score_weighting: "uncertainty", "pooled_uncertainty", "gradient_norm", a
                 number, a tensor `(dim_theta,)`, or an object with
-                `weights(host_loss, score_losses, parameters) -> (dim_theta,)`.
+                `weights(host_loss, score_losses, parameters) -> (dim_theta,)`. None:
+                the first for ratios, the second for flows.
             score_loss: "square", "huber" (exact scores only), or a function from
                 residuals `(batch, dim_theta)` to losses of the same shape.
             score_every: Add the term at every such step. Larger is cheaper and weaker.
@@ -125,7 +127,8 @@ class ScoreTerm(ScoreMonitor, SteadyTraining, ScoreCarrier):
         if not self._theta_roundwise:
             return super().train(*args, **kwargs)
         dim_theta = self._theta_roundwise[0].shape[-1]
-        weighting = resolve_weighting(score_weighting, dim_theta)
+        chosen = self._weighting_rule if score_weighting is None else score_weighting
+        weighting = resolve_weighting(chosen, dim_theta)
         given = inspect.signature(type(self).train).bind(self, *args, **kwargs)
         resume = given.arguments.get("resume_training", False)
         if not (resume and score_weighting is None and self._weighting is not None):

@@ -154,10 +154,11 @@ class PyroSimulator:
         self.score_kind = "joint" if latent else "exact"
         self._plates = max(site.num_plates for site in sites.values())
         self.prior = PyroPrior(self._model, self._parameters, self._plates)
+        sizes = {size for site in sites.values() for size in site.shape}
+        num_rows = min(set(range(3, len(sizes) + 4)) - sizes)  # not to be confused
         with torch.random.fork_rng(devices=[]):
-            require_vectorised(
-                self._trace, self.prior.sample((3,)), sites, self._plates
-            )
+            theta = self.prior.sample((num_rows,))
+            require_vectorised(self._trace, theta, sites, self._plates)
 
     def _trace(self, theta: Tensor, **values: Tensor) -> Any:
         """Run all rows at once, with theta and the `values` of further sites given."""
