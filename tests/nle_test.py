@@ -182,7 +182,9 @@ def test_batch_norm_on_the_way_of_theta_is_refused_and_in_an_embedding_of_x_not(
     with pytest.raises(InvalidInputError, match="BatchNorm1d"):
         trainer.append_simulations(theta, x, score=score)
     assert trainer._theta_roundwise == []
-    embedding = nn.Sequential(nn.Linear(2, 4), nn.BatchNorm1d(4))
+    embedding = nn.Sequential(
+        nn.Unflatten(1, (1, 2)), nn.BatchNorm1d(1), nn.Flatten()
+    )
     build = NETWORKS[name]("maf", embedding_net=embedding, num_transforms=2)
     trainer = new_trainer(TRAINERS[name][1], classifier=build)
     if name == "NLE_A":  # there it embeds theta
