@@ -197,7 +197,10 @@ class Opaque(Distribution):
     def __init__(self):
         super().__init__(torch.Size(), torch.Size([2]), validate_args=False)
         self._normal = SIMULATOR.prior
-        self.support = self._normal.support
+
+    @property
+    def support(self):
+        return self._normal.support
 
     def sample(self, sample_shape=()):
         return self._normal.sample(sample_shape)

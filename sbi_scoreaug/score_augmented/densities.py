@@ -7,12 +7,12 @@ the term costs one double backward and no second evaluation of the flow.
 
 *Kinks.* The term trains d grad_theta f / d phi, so f should be twice differentiable in
 theta. sbi's "maf" (tanh, affine) is, and is the default. Spline flows ("nsf",
-"maf_rqs", "zuko_nsf") have a continuous gradient with kinks at the knots and, for NPE,
-identity tails: grad_theta f is then continuous, its derivative jumps. Flows of zuko and
-"nsf", "mdn", "made" compute their parameters by ReLU networks: theta passes through
-these (in "mdn" for NLE only), grad_theta f jumps where a unit switches, and scores gain
-less. All of them train; piecewise-linear estimators without any second derivative
-are refused.
+"maf_rqs", "zuko_nsf") are once differentiable: f is continuous with kinks where a knot
+is passed, and grad_theta f jumps there. Flows of zuko and "nsf", "mdn", "made" compute
+their parameters by ReLU networks: theta passes through these (in "mdn" for NLE only),
+and grad_theta f jumps where a unit switches. The term trains what lies between the
+jumps; the score error of such flows is larger, and may grow at first.
+Piecewise-linear estimators without any second derivative are refused.
 """
 
 from __future__ import annotations
