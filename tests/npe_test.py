@@ -51,6 +51,7 @@ def draw(proposal, num_simulations):
 def test_it_is_npe_also_over_two_atomic_rounds():
     results = []
     for cls in TRAINERS["NPE_C"]:
+        torch.manual_seed(0)
         theta, x, score = simulations()
         own, zero = (
             ({}, {}) if cls is NPE_C else ({"score": score}, {"score_weighting": 0})
