@@ -164,22 +164,16 @@ DENSITY_ESTIMATORS = [
 ]
 
 
-# Their score error rises during the first 150 steps: kinks, see `densities`.
-SLOW_STARTERS = {("NLE_A", "nsf"), ("NPE_C", "nsf"), ("NLE_A", "mdn")}
-
-
 @pytest.mark.parametrize("model", DENSITY_ESTIMATORS)
 @pytest.mark.parametrize("name", FLOWS)
-def test_every_flow_of_sbi_takes_scores(name, model):
-    """And comes closer to them at once, but for splines with ReLU conditioners."""
+def test_every_flow_of_sbi_comes_closer_to_the_score(name, model):
+    """At a rate of 1e-3: at 5e-3 the error of nsf and of mdn in NLE grew at first."""
     build = NETWORKS[name](model, hidden_features=16, num_transforms=2)
     trainer = scored(name, classifier=build)
-    train(trainer, max_num_epochs=2, learning_rate=5e-3)
+    train(trainer, max_num_epochs=3, learning_rate=1e-3)
     errors = torch.tensor(trainer.summary["score_error"])
     assert errors.isfinite().all()
-    assert torch.tensor(trainer.summary["score_weights"]).isfinite().all()
-    if (name, model) not in SLOW_STARTERS and model in ("maf", "mdn", "zuko_nsf"):
-        assert errors[-1].sum() < 0.7 * errors[0].sum() or errors[-1].sum() < 0.2
+    assert errors[-1].sum() < 0.9 * errors[0].sum()
 
 
 @pytest.mark.parametrize("name", FLOWS)
