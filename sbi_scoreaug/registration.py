@@ -27,8 +27,9 @@ def register() -> None:
     """Make the trainers and samplers of this package known to sbi.
 
     Afterwards `sbi.inference.infer(method=...)` accepts "score_nre", "score_nle",
-    "score_augmented_npe", "score_npe" (`ScoreNPE`) and "ace", and sbi's `NPSE` the samplers of `score_npe.register_samplers`. Importing the
-    package changes nothing in sbi; this call does, and a second one does nothing.
+    "score_augmented_npe", "score_npe" (`ScoreNPE`) and "ace", and sbi's `NPSE` the
+    samplers of `score_npe.register_samplers`. Importing the package changes nothing in
+    sbi; this call does, and a second one does nothing.
 
     `infer` draws its own simulations and knows no scores: hand it the score as a
     function, `init_kwargs={"score_fn": simulator.score}`.
