@@ -5,7 +5,8 @@ models on fields and networks, epidemics, anything written in a differentiable l
 
 `ScoreAugmentedNRE` is sbi's `NRE_A` whose classifier is trained to match that score as
 well as to classify (Shen & Kuusela 2026, arXiv 2605.12118). The same term serves
-`NRE_B`, `NRE_C` and `BNRE` through `ScoreAugmentedRatioTerm`.
+`NRE_B`, `NRE_C` and `BNRE` through `ScoreAugmentedRatioTerm`, and makes `NLE_A` and
+`NPE_C` into `ScoreAugmentedNLE` and `ScoreAugmentedNPE`.
 
 `ScoreNPE` is an `NPSE` whose posterior takes any number of observations, composed when
 sampling (Geffner, Papamakarios & Mnih 2023, arXiv 2209.14249).
@@ -33,6 +34,8 @@ from sbi_scoreaug.registration import register
 from sbi_scoreaug.score_augmented import (
     FixedWeights,
     GradientNormWeights,
+    ScoreAugmentedNLE,
+    ScoreAugmentedNPE,
     ScoreAugmentedNRE,
     ScoreAugmentedRatioTerm,
     ScoreWeighting,
@@ -44,7 +47,10 @@ from sbi_scoreaug.scores import (
     ScoreCarrier,
     ScoreCheck,
     check_score,
+    diffusion_path_score,
+    jump_path_score,
     score_from_log_prob,
+    score_from_pyro,
     simulate_with_score,
     transform_score,
 )
@@ -59,6 +65,8 @@ __all__ = [
     "Distance",
     "FixedWeights",
     "GradientNormWeights",
+    "ScoreAugmentedNLE",
+    "ScoreAugmentedNPE",
     "ScoreAugmentedNRE",
     "ScoreAugmentedRatioTerm",
     "ScoreCarrier",
@@ -68,8 +76,11 @@ __all__ = [
     "UncertaintyWeights",
     "check_score",
     "citation",
+    "diffusion_path_score",
+    "jump_path_score",
     "register",
     "score_from_log_prob",
+    "score_from_pyro",
     "simulate_with_score",
     "smooth_classifier_nn",
     "transform_score",

@@ -12,9 +12,24 @@ import inspect
 from typing import TYPE_CHECKING, Any
 
 import torch
+from sbi.inference.potentials.vector_field_adaptor import (
+    IID_METHODS,
+    AutoGaussCorrectedScoreFn,
+    register_iid_method,
+)
+from sbi.inference.potentials.vector_field_potential import VectorFieldBasedPotential
+from sbi.neural_nets.estimators import MixtureDensityEstimator, NFlowsFlow, ZukoFlow
+from sbi.neural_nets.estimators.score_estimator import VPScoreEstimator
+from sbi.neural_nets.factory import model_builders
 from sbi.neural_nets.ratio_estimators import RatioEstimator
-from sbi.utils.sbiutils import get_simulations_since_round, handle_invalid_x
-from sbi.utils.torchutils import assert_all_finite
+from sbi.samplers.score.correctors import CORRECTORS, Corrector, register_corrector
+from sbi.samplers.score.predictors import PREDICTORS, Predictor, register_predictor
+from sbi.utils.sbiutils import (
+    get_simulations_since_round,
+    handle_invalid_x,
+    within_support,
+)
+from sbi.utils.torchutils import assert_all_finite, ensure_theta_batched
 from torch import Tensor
 
 # Our mixins stand in front of a trainer of sbi and use its attributes, private ones
@@ -24,15 +39,33 @@ if TYPE_CHECKING:
 else:
     HostTrainer = object
 
+# The names that `likelihood_nn` and `posterior_nn` know.
+DENSITY_ESTIMATORS = tuple(model_builders)
+
 __all__ = [
+    "CORRECTORS",
+    "IID_METHODS",
+    "PREDICTORS",
+    "AutoGaussCorrectedScoreFn",
+    "Corrector",
+    "DENSITY_ESTIMATORS",
     "HostTrainer",
+    "Predictor",
+    "VPScoreEstimator",
+    "VectorFieldBasedPotential",
     "assert_all_finite",
     "embed_x",
+    "ensure_theta_batched",
     "get_simulations_since_round",
     "handle_invalid_x",
     "log_ratio",
+    "register_corrector",
+    "register_iid_method",
+    "register_predictor",
+    "loss_is_negative_log_prob",
     "show_host_signature",
     "splits_into_embedding_and_head",
+    "within_support",
 ]
 
 
@@ -54,6 +87,12 @@ def log_ratio(estimator: RatioEstimator, theta: Tensor, embedded_x: Tensor) -> T
     """Return log r `(batch,)` for `theta (batch, dim_theta)` and embedded x."""
     z = torch.cat([estimator.embedding_net_theta(theta), embedded_x], dim=-1)
     return estimator.net(z).squeeze(-1)
+
+
+def loss_is_negative_log_prob(estimator: torch.nn.Module) -> bool:
+    """Whether `estimator.loss` is known to be minus its log density, row by row."""
+    known = (NFlowsFlow, ZukoFlow, MixtureDensityEstimator)
+    return getattr(type(estimator), "loss", None) in [cls.loss for cls in known]
 
 
 def show_host_signature(cls: type, name: str) -> None:

@@ -6,12 +6,18 @@ import sbi.inference
 
 from sbi_scoreaug.amortized_cost import AmortizedCostEstimator
 from sbi_scoreaug.errors import InvalidInputError
-from sbi_scoreaug.score_augmented import ScoreAugmentedNRE
+from sbi_scoreaug.score_augmented import (
+    ScoreAugmentedNLE,
+    ScoreAugmentedNPE,
+    ScoreAugmentedNRE,
+)
 from sbi_scoreaug.score_npe import ScoreNPE
 from sbi_scoreaug.score_npe.host_samplers import register_samplers
 
 METHODS = {
     "SCORE_NRE": ScoreAugmentedNRE,
+    "SCORE_NLE": ScoreAugmentedNLE,
+    "SCORE_AUGMENTED_NPE": ScoreAugmentedNPE,
     "SCORE_NPE": ScoreNPE,
     "ACE": AmortizedCostEstimator,
 }
@@ -20,9 +26,10 @@ METHODS = {
 def register() -> None:
     """Make the trainers and samplers of this package known to sbi.
 
-    Afterwards `sbi.inference.infer(method=...)` accepts "score_nre", "score_npe" and
-    "ace", and sbi's `NPSE` the samplers of `score_npe.register_samplers`. Importing the
-    package changes nothing in sbi; this call does, and a second one does nothing.
+    Afterwards `sbi.inference.infer(method=...)` accepts "score_nre", "score_nle",
+    "score_augmented_npe", "score_npe" (`ScoreNPE`) and "ace", and sbi's `NPSE` the
+    samplers of `score_npe.register_samplers`. Importing the package changes nothing in
+    sbi; this call does, and a second one does nothing.
 
     `infer` draws its own simulations and knows no scores: hand it the score as a
     function, `init_kwargs={"score_fn": simulator.score}`.

@@ -7,7 +7,15 @@ import inspect
 
 import pytest
 import torch
-from registry import SIMULATOR, TRAINERS, Recorder, new_trainer, simulations, train
+from registry import (
+    RATIO_TRAINERS,
+    SIMULATOR,
+    TRAINERS,
+    Recorder,
+    new_trainer,
+    simulations,
+    train,
+)
 from sbi.inference import NRE_A
 from sbi.inference.trainers.base import NeuralInference
 from sbi.neural_nets import classifier_nn
@@ -151,12 +159,12 @@ def test_losses_read_the_batch_by_index_and_ignore_further_columns(name):
     seen = []
     original = host._get_losses
 
-    def get_losses(batch, loss_args):
+    def get_losses(batch, **loss_args):
         torch.manual_seed(5)
-        three = original(batch=batch, loss_args=loss_args)
+        three = original(batch=batch, **loss_args)
         torch.manual_seed(5)
         extended = [*batch, torch.full_like(batch[0], torch.nan), batch[0] > 0]
-        seen.append(torch.equal(original(extended, loss_args), three))
+        seen.append(torch.equal(original(extended, **loss_args), three))
         return three
 
     host._get_losses = get_losses
@@ -295,7 +303,7 @@ def test_the_network_is_left_in_evaluation_mode(trained):
 # --- Ratio estimators --------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", TRAINERS)
+@pytest.mark.parametrize("name", RATIO_TRAINERS)
 def test_classifier_logits_come_in_groups_with_the_joint_pair_first(name):
     host = TRAINERS[name][0]
     assert parameters_of(host._classifier_logits) == ["self", "theta", "x", "num_atoms"]

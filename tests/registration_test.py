@@ -34,7 +34,9 @@ def test_importing_changes_nothing_in_sbi():
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-@pytest.mark.parametrize("method", ["score_nre", "score_npe", "ace"])
+@pytest.mark.parametrize(
+    "method", ["score_nre", "score_nle", "score_augmented_npe", "score_npe", "ace"]
+)
 def test_infer_finds_every_method(registered, method, logs_elsewhere):
     register()  # twice does no harm
     posterior = infer(

@@ -13,10 +13,8 @@ from sbi_scoreaug.errors import (
     InvalidInputError,
     InvalidStateError,
     InvalidTypeError,
-    ScoreWarning,
 )
 from sbi_scoreaug.score_npe import SAMPLERS, ComposedScore, VPSchedule, sample_set
-from sbi_scoreaug.score_npe.annealed import langevin
 from sbi_scoreaug.score_npe.diagnostics import SamplerDiagnostics
 from sbi_scoreaug.score_npe.gauss import MeanGauss, ObservationGauss
 from sbi_scoreaug.score_npe.jumps import CloudMixture
@@ -227,56 +225,6 @@ def test_gauss_with_pilot_covariances():
     assert diagnostics.clipped_fraction < 0.5
 
 
-# the paper's samplers
-
-
-def test_algorithm_1_is_right_at_large_n_and_wide_at_one():
-    """Slow steps at n = 1 forget the prior's width too late: a property."""
-    simulator = GaussianGaussian(3)
-    x = draw_set(simulator, 30)
-    options = {"num_levels": 100, "steps_per_level": 20, "step": 0.05}
-    with pytest.warns(ScoreWarning, match="shrunk") as caught:
-        samples, _ = run(simulator, x, sampler="langevin", **{**options, "step": 5.0})
-    assert len(caught) == 1
-    reference = simulator.reference_samples(4000, x)
-    assert errors(samples, reference)[1] < 1.3
-    samples, diagnostics = run(simulator, x, sampler="langevin", **options)
-    mean_error, ratio = errors(samples, reference)
-    assert abs(ratio - 1) < 0.1 and mean_error < 0.5
-    assert diagnostics.evaluations == 2000
-
-
-def test_algorithm_1_diverges_where_steps_are_not_shrunk():
-    simulator = GaussianGaussian(2)
-    x = draw_set(simulator, 200)
-    diagnostics = SamplerDiagnostics("langevin", 200)
-    options = {"num_levels": 20, "steps_per_level": 400, "step": 1.0}
-    score = exact_score(simulator, x)
-    with pytest.raises(InvalidStateError, match="finite"):
-        langevin(
-            score,
-            SCHEDULE,
-            20,
-            2,
-            diagnostics=diagnostics,
-            shrink_steps=False,
-            **options,
-        )
-
-
-# Recorded over 2 seeds: .996 (n = 1), .929 (2), .773 (8), .731 (30), .711 (300).
-@pytest.mark.parametrize(
-    ("num_observations", "ratio"), [(1, 1.0), (2, 0.93), (8, 0.77), (100, 0.72)]
-)
-def test_algorithm_2_tends_to_a_spread_of_one_over_root_two(num_observations, ratio):
-    simulator = GaussianGaussian(10)
-    x = draw_set(simulator, num_observations)
-    samples, diagnostics = run(simulator, x, num_samples=500, sampler="composed")
-    _, found = errors(samples, simulator.reference_samples(4000, x))
-    assert abs(found - ratio) < 0.04
-    assert diagnostics.evaluations == 400
-
-
 # polish and jumps
 
 
@@ -388,6 +336,9 @@ def test_progress_bar_obeys_its_flag(capsys):
         ({"sampler": "langevin", "steps_per_level": 0}, "steps_per_level"),
         ({"sampler": "langevin", "step": -1.0}, "step: expected a positive"),
         ({"sampler": "composed", "num_levels": 0}, "num_levels"),
+        ({"sampler": "composed", "prior_score": "x"}, "'bridge', 'diffused'"),
+        ({"sampler": "gauss", "num_pilot": 0}, "num_pilot"),
+        ({"jump": True}, "polish=True"),
         ({"num_steps": 0}, "num_steps"),
         ({"t_last": 0.0}, "t_last"),
         ({"num_samples": 0}, "num_samples"),
@@ -397,6 +348,31 @@ def test_bad_options(options, message):
     simulator = SignFlip()
     with pytest.raises(InvalidInputError, match=message):
         run(simulator, draw_set(simulator, 2), **options)
+
+
+@pytest.mark.parametrize("options", [{"minibatch": 1}, {"damping": lambda t: 1.0}])
+def test_gauss_needs_every_observation(options):
+    simulator = SignFlip()
+    score = exact_score(simulator, draw_set(simulator, 3), **options)
+    with pytest.raises(InvalidInputError, match=next(iter(options))):
+        sample_set(score, SCHEDULE, 10, 2, sampler="gauss")
+
+
+def test_particles_are_drawn_on_the_device_of_the_set():
+    """Under another default device, whatever forgets to name one fails."""
+    x = torch.zeros(3, 2)
+
+    def posterior_score(theta, t, x):
+        return -2 * (theta[:, None] - x / 2)
+
+    for sampler in SAMPLERS:
+        options = SMALL[sampler] or EXACT
+        if sampler == "composed":
+            options = {"num_levels": 40}
+        score = ComposedScore(posterior_score, x, minibatch=None)
+        with torch.device("meta"):
+            samples, _ = sample_set(score, SCHEDULE, 30, 2, sampler=sampler, **options)
+        assert samples.device == x.device and samples.isfinite().all()
 
 
 def test_unknown_option_lists_the_known():

@@ -6,7 +6,7 @@ import pickle
 
 import pytest
 import torch
-from sbi.diagnostics import check_sbc, run_sbc
+from sbi.diagnostics import check_sbc, run_sbc, run_tarp
 from sbi.inference import NPSE, EnsemblePosterior
 from sbi.neural_nets.factory import posterior_score_nn
 from sbi.utils import BoxUniform
@@ -109,6 +109,25 @@ def test_sbc_on_sets_runs_unchanged(trained):
     )
     wrong = check_sbc(wrong, theta, dap, num_posterior_samples=100)
     assert (wrong["ks_pvals"] < 1e-4).all()
+
+
+def test_tarp_and_expected_coverage_run_unchanged_on_sets(trained):
+    simulator, trainer = trained
+    theta = simulator.prior.sample((40,))
+    xs = simulator(theta.repeat_interleave(4, 0)).reshape(40, 4, 2)
+    posterior = trainer.build_posterior()
+    options = {"num_posterior_samples": 50, "show_progress_bar": False}
+    distances = []
+    for shift in (0.0, 2.0):
+        tarp = run_tarp(theta + shift, xs, posterior, num_bins=20, **options)
+        distances.append(float((tarp[0] - tarp[1]).abs().max()))
+    # Kolmogorov's bound for 40 sets is .31 at the level .001.
+    assert distances[0] < 0.31 < distances[1]
+    options = {"num_posterior_samples": 20, "show_progress_bar": False}
+    options["reduce_fns"] = posterior.log_prob
+    ranks, _ = run_sbc(theta[:8], xs[:8], posterior, **options)
+    wrong, _ = run_sbc(theta[:8] + 2, xs[:8], posterior, **options)
+    assert ranks.shape == (8, 1) and ranks.mean() > 4 and wrong.mean() < 1
 
 
 # shapes and options

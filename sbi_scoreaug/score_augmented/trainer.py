@@ -10,7 +10,9 @@ How training is stopped, selected and reported is in `monitor`, its schedule in
 `schedule`.
 
 A subclass names the function whose theta-gradient is matched, `_log_density(theta, x)`:
-log r(x|theta) for ratio estimation.
+log r(x|theta) for ratio estimation, log q(x|theta) for likelihood estimation. Where the
+target is not the score itself, as for posteriors, it also overrides the gradient, the
+weight of residuals and what they are whitened by (`npe`).
 
 Reference: Shen & Kuusela 2026 (arXiv 2605.12118).
 """
@@ -53,6 +55,7 @@ from sbi_scoreaug.scores.carrier import ScoreCarrier
 class ScoreTerm(ScoreMonitor, SteadyTraining, ScoreCarrier):
     """Mixin that augments the loss of a trainer of sbi with exact scores."""
 
+    _weighting_rule = "uncertainty"
     _smooth = False
     _score_pairs = "joint"
     _has_columns = False
@@ -78,9 +81,13 @@ class ScoreTerm(ScoreMonitor, SteadyTraining, ScoreCarrier):
         if len(rows) < 2:
             return
         require_smooth(
-            self._build_neural_net, self._log_density, theta[rows].cpu(), x[rows].cpu()
+            self._build_trial, self._log_density, theta[rows].cpu(), x[rows].cpu()
         )
         self._smooth = True
+
+    def _build_trial(self, theta: Tensor, x: Tensor) -> Any:
+        """Hook: build a network on a trial; raise where it cannot take scores."""
+        return self._build_neural_net(theta, x)
 
     def train(
         self,
@@ -99,9 +106,10 @@ class ScoreTerm(ScoreMonitor, SteadyTraining, ScoreCarrier):
 
         Args:
             args: As in the host class.
-            score_weighting: "uncertainty" (the default, None), "gradient_norm", a
+            score_weighting: "uncertainty", "pooled_uncertainty", "gradient_norm", a
                 number, a tensor `(dim_theta,)`, or an object with
-                `weights(host_loss, score_losses, parameters) -> (dim_theta,)`.
+                `weights(host_loss, score_losses, parameters) -> (dim_theta,)`. None:
+                the first for ratios, the second for flows.
             score_loss: "square", "huber" (exact scores only), or a function from
                 residuals `(batch, dim_theta)` to losses of the same shape.
             score_every: Add the term at every such step. Larger is cheaper and weaker.
@@ -119,7 +127,8 @@ class ScoreTerm(ScoreMonitor, SteadyTraining, ScoreCarrier):
         if not self._theta_roundwise:
             return super().train(*args, **kwargs)
         dim_theta = self._theta_roundwise[0].shape[-1]
-        weighting = resolve_weighting(score_weighting, dim_theta)
+        chosen = self._weighting_rule if score_weighting is None else score_weighting
+        weighting = resolve_weighting(chosen, dim_theta)
         given = inspect.signature(type(self).train).bind(self, *args, **kwargs)
         resume = given.arguments.get("resume_training", False)
         if not (resume and score_weighting is None and self._weighting is not None):
@@ -172,8 +181,9 @@ class ScoreTerm(ScoreMonitor, SteadyTraining, ScoreCarrier):
             theta, x, _ = self.get_simulations(starting_round)
             rows = self.train_indices
             partly = (mask.any(1) & ~mask.all(1)).any()
+            target = self._whitened_by(theta, score)
             whitening = whitening_matrix(
-                score[rows], mask[rows], theta[rows], diagonal=bool(partly)
+                target[rows], mask[rows], theta[rows], diagonal=bool(partly)
             )
             self._whitening = whitening.to(self._device)
             if self._score_pairs != "joint":
@@ -204,7 +214,7 @@ class ScoreTerm(ScoreMonitor, SteadyTraining, ScoreCarrier):
         with torch.enable_grad():  # the host validates under no_grad
             host_losses = super()._get_losses(batch[:3], *args, **kwargs)
             gradient = self._surrogate_gradient(theta, x, create_graph=training)
-            ell = score_losses(gradient, score, mask, self._whitening, self._rho)
+            ell = self._score_losses(theta, gradient, score, mask)
             if training and self._pairs is not None:
                 ell = ell + self._pair_losses(x, batch[5])
         assert_all_finite(ell, f"{type(self).__name__} score loss")
@@ -232,7 +242,17 @@ class ScoreTerm(ScoreMonitor, SteadyTraining, ScoreCarrier):
         assert self._pairs is not None
         theta, score, mask = (c.to(x.device) for c in self._pairs.draw(rows))
         gradient = self._surrogate_gradient(theta, x, create_graph=True)
+        return self._score_losses(theta, gradient, score, mask)
+
+    def _score_losses(
+        self, theta: Tensor, gradient: Tensor, score: Tensor, mask: Tensor
+    ) -> Tensor:
+        """Hook: ell `(dim_theta,)`; the arguments are all `(batch, dim_theta)`."""
         return score_losses(gradient, score, mask, self._whitening, self._rho)
+
+    def _whitened_by(self, theta: Tensor, score: Tensor) -> Tensor:
+        """Hook: the targets `(num_simulations, dim_theta)` that set the scale."""
+        return score
 
     # --- after training --------------------------------------------------------------
 

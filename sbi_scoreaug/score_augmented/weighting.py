@@ -1,7 +1,7 @@
 r"""Weights w_k of the score terms in L = L_host + sum_k w_k ell_k.
 
 Residuals are whitened (see `loss`), so w_k of order one is a sensible start everywhere.
-Three rules and a hook:
+Four rules and a hook:
 
 - `FixedWeights`: a number or a tensor `(dim_theta,)`.
 - `GradientNormWeights`: w_k = |grad_phi L_host| / |grad_phi ell_k| over the network's
@@ -12,6 +12,10 @@ Three rules and a hook:
   keeps ell_k near one and gets a small weight; an exact score that is fitted well gets
   a large one, up to the bound. The default for both kinds: on fields and epidemics it
   was as good as or better than the gradient norms, and costs nothing.
+- "pooled_uncertainty", `UncertaintyWeights(pooled=True)`: one w = 1 / (2 mean_k ell_k)
+  for all. The default of flows. A flow that cannot follow the posterior in every
+  parameter (an edge, a funnel) otherwise buys the easy components, whose weights grow,
+  at the price of the hard ones, and of the likelihood.
 
 Anything with `weights(host_loss, score_losses, parameters) -> (dim_theta,)` can be used
 instead. The result is detached and multiplied by `score_gain` by the trainer.
@@ -23,6 +27,7 @@ References: Shen & Kuusela 2026 (arXiv 2605.12118); Kendall, Gal & Cipolla 2018
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -135,19 +140,27 @@ class UncertaintyWeights(_Smoothed):
     Args:
         decay: Of the moving average over steps.
         bounds: Smallest and largest weight.
+        pooled: Whether all components share one weight, that of their mean size.
     """
 
     def __init__(
-        self, decay: float = 0.99, bounds: tuple[float, float] = (1e-2, 1e1)
+        self,
+        decay: float = 0.99,
+        bounds: tuple[float, float] = (1e-2, 1e1),
+        pooled: bool = False,
     ) -> None:
         super().__init__(decay, bounds)
+        self._pooled = pooled
 
     def weights(
         self, host_loss: Tensor, score_losses: Tensor, parameters: Sequence[Tensor]
     ) -> Tensor:
         """Return w_k = 1 / (2 ell_k) `(dim_theta,)`, smoothed."""
         losses = score_losses.detach()
-        return self._update(0.5 / losses.clamp_min(1e-12), losses > 0)
+        known = losses > 0
+        if self._pooled and known.any():
+            losses = losses[known].mean().expand_as(losses)
+        return self._update(0.5 / losses.clamp_min(1e-12), known)
 
 
 def _gradient_norm(loss: Tensor, parameters: Sequence[Tensor]) -> Tensor:
@@ -165,8 +178,9 @@ def resolve_weighting(
     """Return the weighting object that `train(score_weighting=...)` names.
 
     Args:
-        score_weighting: None for the default, "uncertainty"; "gradient_norm", a
-            number, a tensor `(dim_theta,)`, or a `ScoreWeighting`.
+        score_weighting: None for the default, "uncertainty"; "gradient_norm",
+            "pooled_uncertainty", a number, a tensor `(dim_theta,)`, or a
+            `ScoreWeighting`.
         dim_theta: Number of parameters.
 
     Raises:
@@ -174,7 +188,11 @@ def resolve_weighting(
             of the wrong length.
         InvalidTypeError: Something else.
     """
-    named = {"gradient_norm": GradientNormWeights, "uncertainty": UncertaintyWeights}
+    named = {
+        "gradient_norm": GradientNormWeights,
+        "uncertainty": UncertaintyWeights,
+        "pooled_uncertainty": partial(UncertaintyWeights, pooled=True),
+    }
     if score_weighting is None:
         score_weighting = "uncertainty"
     if isinstance(score_weighting, str):

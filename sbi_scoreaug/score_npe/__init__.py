@@ -2,6 +2,44 @@
 
 The posterior score of single observations is learned once; scores of sets are composed
 when sampling (Geffner, Papamakarios & Mnih 2023, arXiv 2209.14249).
+
+Which sampler when, `build_posterior(sample_with=...)`; n is the number of observations,
+an evaluation is one of the composed score:
+
+========  ===========  ================================================================
+name      evaluations  when
+========  ===========  ================================================================
+auto      23           the default, at any n: the descent of `descent` on `gauss`
+..        61           with polish=True: Metropolis steps, for scores that can be
+                       trusted at small noise (exact ones, say)
+..        97           with polish=True, jump=True: for scores that can be trusted
+                       between modes too, gives modes their right masses
+gauss     76 or more   few observations of very unequal precision; n pilot runs
+langevin  20,000       the paper's Algorithm 1: slow, faithful to the paper
+composed  400          the paper's Algorithm 2: right at n = 1 only, its spread tends to
+                       1/sqrt(2) of the truth
+sde, ode  the host's   one observation
+========  ===========  ================================================================
+
+Networks trained by denoising have large relative errors at small noise, and errors add
+up over observations: polish and jumps then make samples worse. For n in the thousands
+`minibatch=b` draws b observations at each evaluation, and `damping=d`, a function of t
+with d(0) = 1, takes less of them at large noise. `max_set_size=m` in training leaves
+n / m terms to be composed. Without a network, exact scores are sampled by `sample_set`:
+
+    >>> import torch
+    >>> _ = torch.manual_seed(0)
+    >>> x = torch.tensor([[0.5], [1.5], [1.0]])    # x_j ~ N(theta, 1), theta ~ N(0, 1)
+    >>> schedule = VPSchedule()
+    >>> def posterior_score(theta, t, x):          # of N(x_j / 2, 1 / 2), diffused
+    ...     m = schedule.mean(t)
+    ...     return (m * x / 2 - theta[:, None]) / (1 - m**2 / 2)
+    >>> score = ComposedScore(posterior_score, x)
+    >>> samples, diagnostics = sample_set(score, schedule, 1000, dim=1)
+    >>> bool(abs(samples.mean() - 0.75) < 0.05), bool(abs(samples.std() - 0.5) < 0.05)
+    (True, True)
+    >>> diagnostics.evaluations
+    23
 """
 
 from sbi_scoreaug.score_npe.composition import ComposedScore

@@ -1,28 +1,32 @@
 r"""The paper's two samplers: annealed Langevin (Algorithm 1) and composed steps (2).
 
-Both use T levels t_i = i/T with alpha_i = (m_i / m_{i-1})^2, the first also densities
+Both use T levels t_i = i/T with alpha_i = (m_i / m_{i-1})^2 and bridging densities
 
-    p_i(theta) proportional to p(theta)^((1-n)(T-i)/T) prod_j p_{t_i}(theta|x_j)
+    p_i(theta) proportional to p(theta)^((1-n) w_i) prod_j p_{t_i}(theta|x_j)
 
-whose score is U_i = (n - 1)(1 - i/T) theta + sum_j s_j where the prior is N(0, I).
+with the undiffused prior and w_i = (T - i)/T: the posterior at i = 0, and N(0, I/n) at
+i = T where noise has taken over. Where the prior is N(0, I) their score is
+U_i = (n - 1) w_i theta + sum_j s_j. `prior_score="diffused"` takes w_i = 1, the
+diffused prior, which is less biased at large n (Algorithm 2 then starts from N(0, I)).
 
 *Algorithm 1* starts from N(0, I/n), and makes L steps a level,
 
     theta <- theta + (delta_i / 2) U_i + sqrt(delta_i) xi
+    delta_i = step (1 - alpha_i) / sqrt(alpha_i)
 
-with delta_i = step (1 - alpha_i) / sqrt(alpha_i). Unadjusted: the spread is exact only
-for small steps, and a step diverges once delta_i n > 4. `shrink_steps` bounds it by
-2 / n.
+Unadjusted: the spread is exact only for small steps, and a step diverges once
+delta_i k > 4, k the curvature of log p_i. `shrink_steps` bounds it by 2 / k, with k at
+least n, and the largest slope of U_i over the particles where there are enough of them.
+T = 400, L = 50 and step .05 are the defaults; T = 400, L = 5 with step .3 or .5 is also
+in use.
 
-*Algorithm 2* starts from N(0, I), and multiplies the n denoising kernels
-N(mu_j, beta_i) with the power 1 - n of the prior's, N(mu_0, beta_i):
+*Algorithm 2* multiplies the n denoising kernels N(mu_j, beta_i) with the power
+(1 - n) w_i of the prior's, N(mu_0, beta_i), to first order in beta_i = 1 - alpha_i:
 
-    mu_j = (theta + beta_i s_j) / sqrt(alpha_i),   mu_0 = (theta - beta_i theta) / same
-    beta_i = 1 - alpha_i
-    theta <- sum_j mu_j + (1 - n) mu_0 + sqrt(beta_i) xi,   no noise at i = 1
+    theta <- (theta + beta_i U_i) / sqrt(alpha_i) + sqrt(beta_i) xi,   no noise at i = 1
 
-which is one step along U. It is unstable where beta_i U doubles theta: `num_levels` is
-raised to 2 n, with a warning.
+It is unstable where beta_i U doubles theta: `num_levels` is raised to 2 n, with a
+warning.
 
 *Known limit of Algorithm 2.* It is exact at n = 1 only. For large n the levels change
 slowly compared with the contraction of U, and a step moves by beta U with noise of
@@ -32,133 +36,165 @@ tends to 1/sqrt(2) of the truth, with exact scores and any T.
 Reference: Geffner, Papamakarios & Mnih (2023), arXiv 2209.14249, Algorithms 1 and 2.
 """
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
 
-from sbi_scoreaug.errors import InvalidInputError, warn
-from sbi_scoreaug.score_npe.composition import ComposedScore, require_count
-from sbi_scoreaug.score_npe.diagnostics import SamplerDiagnostics
+from sbi_scoreaug.errors import InvalidInputError, require_positive
+from sbi_scoreaug.score_npe.composition import Excess, require_count
+from sbi_scoreaug.score_npe.feynman_kac import PathWeights, effective_sample_size
+from sbi_scoreaug.score_npe.gauss import regression_slope
 from sbi_scoreaug.score_npe.schedule import VPSchedule
+from sbi_scoreaug.score_npe.task import SamplingTask
+
+PRIOR_SCORES = ("bridge", "diffused")
 
 
 def langevin(
-    score: ComposedScore,
-    schedule: VPSchedule,
-    num_particles: int,
-    dim: int,
+    task: SamplingTask,
     *,
-    diagnostics: SamplerDiagnostics,
     num_levels: int = 400,
     steps_per_level: int = 50,
     step: float = 0.05,
     shrink_steps: bool = True,
-    progress: Callable[[], object] = lambda: None,
+    prior_score: str = "bridge",
 ) -> Tensor:
     """Sample by Algorithm 1; `num_levels * steps_per_level` evaluations.
 
     Args:
-        score: The composed score.
-        schedule: The noise levels.
-        num_particles: Number of samples.
-        dim: Number of parameters.
-        diagnostics: Takes the number of replaced particles.
+        task: The set, and what to draw.
         num_levels: T.
         steps_per_level: L.
         step: Factor of all step sizes.
-        shrink_steps: Whether to warn of and shrink steps that diverge at this n.
-        progress: Called after every level.
+        shrink_steps: Whether to warn of and shrink steps that would diverge.
+        prior_score: "bridge" as in the paper, or "diffused".
 
     Returns:
-        Samples `(num_particles, dim)` where the prior is N(0, I).
+        Samples `(num_samples, dim)` where the prior is N(0, I).
 
     Raises:
         InvalidInputError: If T, L or the step is out of range.
     """
     require_count("num_levels", num_levels)
     require_count("steps_per_level", steps_per_level)
-    if not 0 < step < float("inf"):
-        raise InvalidInputError(f"step: expected a positive number, got {step}.")
-    n = score.num_observations
-    alphas = _alphas(schedule, num_levels)
-    deltas = [step * (1 - alpha) / alpha**0.5 for alpha in alphas]
-    if shrink_steps and max(deltas) > 2 / n:
-        message = (
-            f"step: {step} is too large for {n} observations and {num_levels} levels, "
-            f"Langevin steps of {max(deltas):.2g} would diverge or blur. They are "
-            f"shrunk to {2 / n:.2g}. Give more levels or a smaller step."
-        )
-        warn(message)
-        diagnostics.messages.append(message)
-        deltas = [min(delta, 2 / n) for delta in deltas]
-    theta = torch.randn(num_particles, dim, dtype=torch.float64) / n**0.5
+    require_positive("step", step)
+    _require_prior_score(prior_score)
+    alphas = _alphas(task.schedule, num_levels)
+    theta = task.normal(task.num_samples) / task.score.num_observations**0.5
     for i in range(num_levels, 0, -1):
-        delta = deltas[i - 1]
-        for _ in range(steps_per_level):
-            value = _bridge_score(score, theta, i, num_levels)
+        delta = step * (1 - alphas[i - 1]) / alphas[i - 1] ** 0.5
+        for k in range(steps_per_level):
+            value = _bridge(task, theta, i / num_levels, prior_score)[0]
+            if k == 0 and shrink_steps:
+                delta = _bounded_step(task, delta, _curvature(task, theta, value))
             theta = theta + delta / 2 * value + delta**0.5 * torch.randn_like(theta)
-            theta = diagnostics.replace_non_finite(theta)
-        progress()
+            theta = task.diagnostics.replace_non_finite(theta)
+        task.progress()
     return theta
 
 
 def composed(
-    score: ComposedScore,
-    schedule: VPSchedule,
-    num_particles: int,
-    dim: int,
-    *,
-    diagnostics: SamplerDiagnostics,
-    num_levels: int = 400,
-    progress: Callable[[], object] = lambda: None,
+    task: SamplingTask, *, num_levels: int = 400, prior_score: str = "bridge"
 ) -> Tensor:
     """Sample by Algorithm 2, too narrow beyond n = 1; `num_levels` evaluations.
 
+    With the diffused prior its path is that of `feynman_kac`, whose weights would undo
+    the bias: their effective sample size is reported.
+
     Args:
-        score: The composed score.
-        schedule: The noise levels.
-        num_particles: Number of samples.
-        dim: Number of parameters.
-        diagnostics: Takes the number of replaced particles.
+        task: The set, and what to draw.
         num_levels: T; at least 2 n are used.
-        progress: Called after every level.
+        prior_score: "bridge" as in the paper, or "diffused".
 
     Returns:
-        Samples `(num_particles, dim)` where the prior is N(0, I).
+        Samples `(num_samples, dim)` where the prior is N(0, I).
 
     Raises:
         InvalidInputError: If T is below 1.
     """
     require_count("num_levels", num_levels)
-    n = score.num_observations
-    if num_levels < 2 * n:
-        message = (
-            f"num_levels: {num_levels} are too few for {n} observations, the steps "
-            f"would diverge. {2 * n} are used."
-        )
-        warn(message)
-        diagnostics.messages.append(message)
-        num_levels = 2 * n
-    alphas = _alphas(schedule, num_levels)
-    theta = torch.randn(num_particles, dim, dtype=torch.float64)
-    for i in range(num_levels, 0, -1):
-        alpha, beta = alphas[i - 1], 1 - alphas[i - 1]
-        theta = (theta + beta * score(theta, i / num_levels)) / alpha**0.5
-        if i > 1:
-            theta = theta + beta**0.5 * torch.randn_like(theta)
-        theta = diagnostics.replace_non_finite(theta)
-        progress()
+    _require_prior_score(prior_score)
+    theta, weights = run_composed(task, num_levels, prior_score)
+    if prior_score == "diffused":
+        size = effective_sample_size(weights.finish())
+        task.diagnostics.effective_sample_size = size
     return theta
 
 
-def _bridge_score(score: ComposedScore, theta: Tensor, i: int, num: int) -> Tensor:
-    n, t = score.num_observations, i / num
-    size = score.effective_size(t)
-    total = size * (score.mean_excess(theta, t) - theta)
-    return total + (n - 1) * (1 - t) * theta
+def run_composed(
+    task: SamplingTask, num_levels: int, prior_score: str
+) -> tuple[Tensor, PathWeights]:
+    """Run Algorithm 2; return its samples, and their weights (diffused prior only)."""
+    n, diagnostics = task.score.num_observations, task.diagnostics
+    if num_levels < 2 * n:
+        diagnostics.warn(
+            f"num_levels: {num_levels} are too few for {n} observations, the steps "
+            f"would diverge. {2 * n} are used."
+        )
+        num_levels = 2 * n
+    alphas, weights = _alphas(task.schedule, num_levels), PathWeights(task.schedule)
+    theta, largest = task.normal(task.num_samples), 0.0
+    if prior_score == "bridge":
+        theta = theta / n**0.5
+    for i in range(num_levels, 0, -1):
+        alpha, beta, t = alphas[i - 1], 1 - alphas[i - 1], i / num_levels
+        value, excess = _bridge(task, theta, t, prior_score)
+        if t < 0.25:  # overshooting at larger noise is forgotten on the way
+            largest = max(largest, beta * _curvature(task, theta, value))
+        drift = -theta if i == num_levels else value
+        weights.add(theta, t, drift, value, excess.cross)
+        theta = (theta + beta * value) / alpha**0.5
+        if i > 1:
+            theta = theta + beta**0.5 * torch.randn_like(theta)
+        theta = diagnostics.replace_non_finite(theta)
+        task.progress()
+    if largest > 2:
+        diagnostics.warn(
+            f"num_levels: {num_levels} are too few, some steps overshoot {largest:.1f} "
+            "times. Give more levels, or take another sampler."
+        )
+    return theta, weights
+
+
+def _bridge(
+    task: SamplingTask, theta: Tensor, t: float, prior_score: str
+) -> tuple[Tensor, Excess]:
+    size, excess = task.score.effective_size(t), task.score.excess(theta, t)
+    weight = 1 - t if prior_score == "bridge" else 1.0
+    value = size * (excess.mean - theta) + (size - 1) * weight * theta
+    return value, excess
+
+
+def _curvature(task: SamplingTask, theta: Tensor, value: Tensor) -> float:
+    """Largest curvature, at least n; from the particles if there are enough."""
+    known = float(task.score.num_observations)
+    finite = value.isfinite().all(1)
+    if finite.sum() < 10 * task.dim:
+        return known
+    slope = regression_slope(theta[finite], value[finite])
+    return max(known, torch.linalg.eigvalsh(-(slope + slope.mT) / 2)[-1].item())
+
+
+def _bounded_step(task: SamplingTask, delta: float, curvature: float) -> float:
+    limit = 2 / curvature
+    if delta <= limit:
+        return delta
+    if not task.diagnostics.messages:
+        task.diagnostics.warn(
+            f"step: Langevin steps of {delta:.2g} would diverge or blur, since the "
+            f"{task.score.num_observations} observations give a curvature of "
+            f"{curvature:.2g}. Such steps are shrunk, here to {limit:.2g}. Give more "
+            "levels or a smaller step."
+        )
+    return limit
 
 
 def _alphas(schedule: VPSchedule, num_levels: int) -> list[float]:
     means = [schedule.mean(i / num_levels) for i in range(num_levels + 1)]
     return [(m1 / m0) ** 2 for m0, m1 in zip(means[:-1], means[1:], strict=True)]
+
+
+def _require_prior_score(prior_score: str) -> None:
+    if prior_score not in PRIOR_SCORES:
+        raise InvalidInputError(
+            f"prior_score: expected one of {PRIOR_SCORES}, got {prior_score!r}."
+        )

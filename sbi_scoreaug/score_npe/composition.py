@@ -22,6 +22,7 @@ Arruda et al. (2025), arXiv 2505.14429.
 """
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -29,6 +30,19 @@ from torch import Tensor
 from sbi_scoreaug.errors import InvalidInputError, InvalidTypeError
 
 PosteriorScore = Callable[[Tensor, float, Tensor], Tensor]
+
+
+class Excess(NamedTuple):
+    """What observations add to the prior's score, r_j = s_j + theta.
+
+    Attributes:
+        mean: Mean over observations `(batch, dim)`.
+        cross: sum_{j != k} r_j . r_k `(batch,)`, for `feynman_kac`; None where it
+            cannot be had (one of several observations at a time, or damping).
+    """
+
+    mean: Tensor
+    cross: Tensor | None
 
 
 class ComposedScore:
@@ -100,22 +114,35 @@ class ComposedScore:
         """Return U `(batch, dim)`, float64, at `theta (batch, dim)` and time `t`."""
         return self.effective_size(t) * self.mean_excess(theta, t) - theta
 
-    @torch.no_grad()
     def mean_excess(self, theta: Tensor, t: float) -> Tensor:
         """Return the mean over observations of s_j + theta, `(batch, dim)`."""
+        return self.excess(theta, t).mean
+
+    @torch.no_grad()
+    def excess(self, theta: Tensor, t: float) -> Excess:
+        """Return the moments of r_j = s_j + theta over observations; one evaluation."""
         self.evaluations += 1
-        x = self.x
-        if self.minibatch is not None and self.minibatch < len(x):
-            x = x[torch.randperm(len(x), device=x.device)[: self.minibatch]]
+        x, n = self.x, len(self.x)
+        if self.minibatch is not None and self.minibatch < n:
+            x = x[torch.randperm(n, device=x.device)[: self.minibatch]]
         total = torch.zeros(theta.shape, dtype=torch.float64, device=theta.device)
-        start = 0
+        squares, start = total[:, 0].clone(), 0
         for rows in theta.split(self.rows_at_once):
-            part = total[start : start + len(rows)]
+            part = slice(start, start + len(rows))
             for observations in x.split(max(1, self.rows_at_once // len(rows))):
                 scores = self.posterior_score(rows, t, observations)
-                part += scores.double().sum(1) + len(observations) * rows
+                excess = scores.double() + rows[:, None]
+                total[part] += excess.sum(1)
+                squares[part] += excess.square().sum((1, 2))
             start += len(rows)
-        return total / len(x)
+        return Excess(total / len(x), self._cross(total, squares, len(x)))
+
+    def _cross(self, total: Tensor, squares: Tensor, num_used: int) -> Tensor | None:
+        n = self.num_observations
+        if self.damping is not None or (num_used == 1 and n > 1):
+            return None
+        scale = n * (n - 1) / max(num_used * (num_used - 1), 1)
+        return scale * (total.square().sum(1) - squares)
 
 
 def require_set(x: Tensor) -> None:

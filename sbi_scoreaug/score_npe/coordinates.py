@@ -14,8 +14,7 @@ import math
 from typing import Any
 
 import torch
-from sbi.utils import BoxUniform
-from sbi.utils.sbiutils import mcmc_transform
+from sbi.utils import BoxUniform, mcmc_transform
 from torch import Tensor, nn
 from torch.distributions import (
     Distribution,

@@ -20,19 +20,20 @@ References: Ho et al. (2020), arXiv 2006.11239, for the ancestral step; Bao et a
 (2022), arXiv 2201.06503, for its covariance.
 """
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
 
-from sbi_scoreaug.score_npe.diagnostics import SamplerDiagnostics
+from sbi_scoreaug.errors import InvalidInputError
+from sbi_scoreaug.score_npe.composition import require_count
+from sbi_scoreaug.score_npe.feynman_kac import PathWeights, effective_sample_size
 from sbi_scoreaug.score_npe.gauss import DiffusedScore, GaussScore, regression_slope
 from sbi_scoreaug.score_npe.schedule import VPSchedule
+from sbi_scoreaug.score_npe.task import SamplingTask
 
 
-def start(score: DiffusedScore, num_particles: int, dim: int) -> Tensor:
+def start(task: SamplingTask, score: DiffusedScore, num_particles: int) -> Tensor:
     """Draw particles `(num_particles, dim)` at t = 1; two evaluations."""
-    theta = torch.randn(num_particles, dim, dtype=torch.float64)
+    theta = task.normal(num_particles)
     for _ in range(2):
         values = score(theta, 1.0).score
         slope = regression_slope(theta, values)
@@ -40,46 +41,52 @@ def start(score: DiffusedScore, num_particles: int, dim: int) -> Tensor:
         w = w.clamp(min=0.5)
         mean = theta.mean(0) @ basis + (values.mean(0) @ basis) / w
         theta = (mean + torch.randn_like(theta) / w.sqrt()) @ basis.mT
+        theta = task.diagnostics.replace_non_finite(theta)
     return theta
 
 
 def descend(
+    task: SamplingTask,
     score: DiffusedScore,
-    schedule: VPSchedule,
-    num_particles: int,
-    dim: int,
     *,
-    diagnostics: SamplerDiagnostics,
+    num_particles: int,
     num_steps: int = 20,
     t_last: float = 0.01,
-    progress: Callable[[], object] = lambda: None,
 ) -> Tensor:
-    """Draw particles of the posterior, `(num_particles, dim)`, at t = 0.
+    """Draw particles of the posterior at t = 0.
 
     Args:
+        task: The set. Its diagnostics take the fraction of clipped covariances, of
+            replaced particles, and the effective sample size of `feynman_kac`.
         score: Diffused posterior score of the set.
-        schedule: The noise levels.
         num_particles: Particles; as many as ten a dimension for stable slopes.
-        dim: Number of parameters.
-        diagnostics: Takes the fraction of clipped covariances and of replaced
-            particles.
         num_steps: Steps from t = 1 to `t_last`; one more leads to t = 0.
         t_last: The last level at which the score is evaluated.
-        progress: Called after every evaluation.
 
     Returns:
-        Particles in float64. Evaluations: `num_steps + 3`.
+        Particles `(num_particles, dim)`, float64. Evaluations: `num_steps + 3`.
+
+    Raises:
+        InvalidInputError: If a number is out of range.
     """
-    theta = start(score, num_particles, dim)
-    levels = [*schedule.levels(num_steps, t_last), 0.0]
-    clipped = 0.0
+    require_count("num_steps", num_steps)
+    if not 0 < t_last < 1:
+        raise InvalidInputError(f"t_last: expected a time in (0, 1), got {t_last}.")
+    theta = start(task, score, num_particles)
+    levels = [*task.schedule.levels(num_steps, t_last), 0.0]
+    clipped, weights = 0.0, PathWeights(task.schedule)
     for t1, t0 in zip(levels[:-1], levels[1:], strict=True):
         at = score(theta, t1)
-        theta = _step(theta, at, schedule, t1, t0)
-        theta = diagnostics.replace_non_finite(theta)
+        weights.add(theta, t1, at.score, at.composed, at.cross)
+        theta = _step(theta, at, task.schedule, t1, t0)
+        theta = task.diagnostics.replace_non_finite(theta)
         clipped += at.clipped / (num_steps + 1)
-        progress()
-    diagnostics.clipped_fraction = clipped
+        task.progress()
+    task.diagnostics.clipped_fraction = clipped
+    size = effective_sample_size(weights.finish())
+    if size is not None:
+        size = size * task.num_samples / num_particles
+    task.diagnostics.effective_sample_size = size
     return theta
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from sbi_scoreaug.errors import InvalidStateError
+from sbi_scoreaug.errors import InvalidStateError, warn
 
 
 @dataclass
@@ -20,12 +20,16 @@ class SamplerDiagnostics:
     Attributes:
         sampler: Name of the sampler.
         num_observations: Size n of the set.
+        num_groups: Groups that the set was divided into; n for networks of single
+            observations.
         evaluations: Evaluations of the composed score.
         acceptance: Accepted fraction of the last Metropolis steps; None without any.
         jump_acceptance: Accepted fraction of jumps between modes; None without any.
         step: Last step size of the Metropolis steps; None without any.
         num_rescued: Outliers that were replaced during the polish.
         num_replaced: Non-finite particles that were replaced, over all steps.
+        effective_sample_size: Of the Feynman-Kac weights of the path, out of the
+            number of samples (`feynman_kac`); None where they are not known.
         clipped_fraction: Covariance eigenvalues that were wider than the prior or
             degenerate, averaged over steps.
         messages: What the sampler warned of.
@@ -33,14 +37,21 @@ class SamplerDiagnostics:
 
     sampler: str
     num_observations: int
+    num_groups: int | None = None
     evaluations: int = 0
     acceptance: float | None = None
     jump_acceptance: float | None = None
     step: float | None = None
     num_rescued: int = 0
     num_replaced: int = 0
+    effective_sample_size: float | None = None
     clipped_fraction: float = 0.0
     messages: list[str] = field(default_factory=list)
+
+    def warn(self, message: str) -> None:
+        """Warn, and keep the message."""
+        warn(message)
+        self.messages.append(message)
 
     def replace_non_finite(self, theta: Tensor) -> Tensor:
         """Replace non-finite particles by random finite ones, and count them.

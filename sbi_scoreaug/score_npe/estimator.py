@@ -14,6 +14,14 @@ excess (score + z_t) is 0. A systematic error of the network is not, and n obser
 add it n times. Its regression on z_t over simulated pairs, the anchors, is therefore
 subtracted from the scores of sets (`centre`).
 
+*Sets.* A network for sets of up to m observations takes `(m, *shape_x)`, with places
+that may be empty. In training each row is cut to a random size; for sampling `group`
+divides n observations into groups of m and a smaller rest, and
+
+    p(theta|x_1..x_n)  proportional to  p(theta)^(1-K) prod_k p(theta|group k)
+
+is composed of K = ceil(n / m) terms in place of n.
+
 To the host, these coordinates are those of its own composed standardisation: `to_z`
 before the network, `from_z` behind it.
 
@@ -21,22 +29,16 @@ References: Vincent (2011), Neural Computation 23, 1661-1674; Geffner, Papamakar
 Mnih (2023), arXiv 2209.14249.
 """
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
-from sbi.neural_nets.estimators.score_estimator import VPScoreEstimator
-from sbi.neural_nets.factory import posterior_score_nn
 from torch import Tensor, nn
-from torch.distributions import Distribution
 
-from sbi_scoreaug.errors import InvalidInputError, InvalidTypeError
-from sbi_scoreaug.score_npe.coordinates import NormalCoordinates, normal_coordinates
+from sbi_scoreaug._host import VPScoreEstimator
+from sbi_scoreaug.score_npe.coordinates import NormalCoordinates
 from sbi_scoreaug.score_npe.mixed_target import MixedTarget
-from sbi_scoreaug.score_npe.network import PosteriorScoreNet
+from sbi_scoreaug.score_npe.network import MISSING, PosteriorScoreNet
 from sbi_scoreaug.score_npe.schedule import VPSchedule
-
-PARAMETRIZATIONS = ("bounded", "noise")
 
 
 class FactorizedScoreEstimator(VPScoreEstimator):
@@ -45,7 +47,7 @@ class FactorizedScoreEstimator(VPScoreEstimator):
     Args:
         net: A `PosteriorScoreNet`, or the host's VP score estimator to be wrapped.
         coordinates: The map to coordinates in which the prior is N(0, I).
-        condition_shape: Shape of one observation.
+        condition_shape: Shape of what the network takes, `shape_x` or `(m, *shape_x)`.
         dim: Number of parameters.
     """
 
@@ -71,6 +73,27 @@ class FactorizedScoreEstimator(VPScoreEstimator):
         self.register_buffer("_compose_standardization", torch.tensor(True))
 
     @property
+    def max_set_size(self) -> int:
+        """The largest set that the network takes, m."""
+        return getattr(self.net, "max_set_size", 1)
+
+    @property
+    def observation_shape(self) -> torch.Size:
+        """Shape of one observation."""
+        return self.condition_shape[int(self.max_set_size > 1) :]
+
+    def group(self, x: Tensor) -> Tensor:
+        """Return groups `(ceil(n/m), *condition_shape)` of a set `(n, *shape_x)`.
+
+        Groups are returned as they are; so are sets where m = 1.
+        """
+        m = self.max_set_size
+        if m == 1 or x.ndim > len(self.condition_shape):
+            return x
+        missing = x.new_full((-len(x) % m, *x.shape[1:]), MISSING)
+        return torch.cat([x, missing]).reshape(-1, *self.condition_shape)
+
+    @property
     def schedule(self) -> VPSchedule:
         """The noise levels, for the samplers."""
         return VPSchedule(self.beta_min, self.beta_max)
@@ -90,7 +113,7 @@ class FactorizedScoreEstimator(VPScoreEstimator):
 
         Args:
             input: z_t `(..., dim)`.
-            condition: x `(..., *shape_x)`, leading dimensions that broadcast.
+            condition: `(..., *condition_shape)`, leading dimensions that broadcast.
             time: `(...)`, dimensions that broadcast.
             kwargs: Unused; the host's signature.
 
@@ -111,7 +134,7 @@ class FactorizedScoreEstimator(VPScoreEstimator):
         return score.reshape(*batch, -1)
 
     def embed(self, x: Tensor) -> Tensor:
-        """Return what `set_score` takes of `x (n, *shape_x)`: embedded once a call."""
+        """Return what `set_score` takes of `(n, *condition_shape)`: once a call."""
         return self.net.embed(x) if isinstance(self.net, PosteriorScoreNet) else x
 
     @torch.no_grad()
@@ -120,7 +143,7 @@ class FactorizedScoreEstimator(VPScoreEstimator):
 
         Args:
             theta: `(batch, dim)`.
-            x: `(batch, *shape_x)`, simulated at theta.
+            x: `(batch, *condition_shape)`, simulated at theta.
         """
         self.anchor_z = self.to_z(theta)
         rows = x.split(1000)
@@ -183,7 +206,7 @@ class FactorizedScoreEstimator(VPScoreEstimator):
 
         Args:
             input: theta `(batch, dim)`.
-            condition: x `(batch, *shape_x)`.
+            condition: x `(batch, *condition_shape)`.
             times: `(batch,)`; None to draw them.
             kwargs: Of the host's loss, for a network of the host.
         """
@@ -191,7 +214,7 @@ class FactorizedScoreEstimator(VPScoreEstimator):
         own = net if isinstance(net, PosteriorScoreNet) else None
         if own is None and scores is None:
             return net.loss(self.to_z(input), condition, times, **kwargs)  # type: ignore[operator]
-        z = self.to_z(input)
+        z, condition = self.to_z(input), self._random_subsets(condition)
         times = self.train_schedule(len(z)) if times is None else times
         times = times.to(z.device)
         m, s = self.mean_t_fn(times), self.std_fn(times)
@@ -205,6 +228,15 @@ class FactorizedScoreEstimator(VPScoreEstimator):
                 weight = torch.where(known[:, None], mixed_weight, weight)
         score = self.forward(m * z + s * noise, condition, times)
         return (weight * (score - target) ** 2).sum(-1)
+
+    def _random_subsets(self, x: Tensor) -> Tensor:
+        """Leave 1 to m observations of each row, any number equally often."""
+        if self.max_set_size == 1:
+            return x
+        order = torch.rand(x.shape[:2], device=x.device).argsort(1)
+        size = torch.randint(1, x.shape[1] + 1, (len(x), 1), device=x.device)
+        absent = (order >= size).reshape(*order.shape, *[1] * (x.ndim - 2))
+        return x.masked_fill(absent, MISSING)
 
     def train_schedule(
         self, num_samples: int, t_min: float | None = None, t_max: float | None = None
@@ -223,69 +255,3 @@ class FactorizedScoreEstimator(VPScoreEstimator):
         spaced = 2 * exponent / (self.beta_min + root)
         half = torch.arange(num_samples, device=u.device) % 2 == 0
         return torch.where(half, uniform, spaced)
-
-
-class FactorizedScoreBuilder:
-    """Builds the estimator from training rows, as the host's builders do.
-
-    Args:
-        prior: The prior.
-        model: "factorized" for the network of this package, or a name or builder that
-            `NPSE` takes; the latter are given coordinates z in place of theta.
-        parametrization: "bounded" or "noise"; for "factorized" only.
-        embedding_net: Embeds x; None to flatten it.
-        num_hidden: Width of the layers.
-        num_blocks: Residual blocks of each part.
-
-    Raises:
-        InvalidInputError: If a name is not known.
-    """
-
-    def __init__(
-        self,
-        prior: Distribution | None,
-        model: str | Callable[..., nn.Module] = "factorized",
-        *,
-        parametrization: str = "bounded",
-        embedding_net: nn.Module | None = None,
-        num_hidden: int = 128,
-        num_blocks: int = 2,
-    ) -> None:
-        if parametrization not in PARAMETRIZATIONS:
-            raise InvalidInputError(
-                f"parametrization: expected one of {PARAMETRIZATIONS}, got "
-                f"{parametrization!r}."
-            )
-        self.coordinates = normal_coordinates(prior)
-        self.model, self.parametrization = model, parametrization
-        self.embedding_net = embedding_net
-        self.num_hidden, self.num_blocks = num_hidden, num_blocks
-
-    def __call__(self, theta: Tensor, x: Tensor) -> FactorizedScoreEstimator:
-        """Return an estimator for `theta (batch, dim)` and `x (batch, *shape_x)`."""
-        z = self.coordinates.to_normal(theta)
-        net: nn.Module
-        if self.model == "factorized":
-            net = PosteriorScoreNet(
-                z,
-                x,
-                embedding_net=self.embedding_net,
-                num_hidden=self.num_hidden,
-                num_blocks=self.num_blocks,
-                parametrization=self.parametrization,
-            )
-        else:
-            builder = self.model
-            if isinstance(builder, str):
-                options: dict[str, Any] = {}
-                if self.embedding_net is not None:
-                    options["embedding_net"] = self.embedding_net
-                builder = posterior_score_nn(model=builder, sde_type="vp", **options)  # type: ignore[arg-type]
-            net = builder(z, x)
-            if not isinstance(net, VPScoreEstimator):
-                raise InvalidTypeError(
-                    "vf_estimator: expected a builder of VP score estimators, got a "
-                    f"{type(net).__name__}. Build it with posterior_score_nn(..., "
-                    "sde_type='vp')."
-                )
-        return FactorizedScoreEstimator(net, self.coordinates, x.shape[1:], z.shape[1])

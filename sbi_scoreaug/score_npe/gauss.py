@@ -46,12 +46,16 @@ class GaussScore(NamedTuple):
         precision: Eigenvalues of Lambda `(dim,)`.
         basis: Their eigenvectors, in columns `(dim, dim)`.
         clipped: Fraction of covariance eigenvalues that had to be clipped.
+        composed: The composed score U `(batch, dim)` at the same place.
+        cross: As in `composition.Excess`.
     """
 
     score: Tensor
     precision: Tensor
     basis: Tensor
     clipped: float
+    composed: Tensor
+    cross: Tensor | None
 
 
 class DiffusedScore(Protocol):
@@ -73,7 +77,8 @@ class MeanGauss:
         n = self.score.effective_size(t)
         m2, s2 = self.schedule.mean(t) ** 2, self.schedule.std(t) ** 2
         q = m2 / s2
-        mean_score = self.score.mean_excess(theta, t) - theta
+        excess = self.score.excess(theta, t)
+        mean_score = excess.mean - theta
         finite = mean_score.isfinite().all(1) & theta.isfinite().all(1)
         slope = regression_slope(theta[finite], mean_score[finite])
         w, basis = torch.linalg.eigh(-(slope + slope.mT) / 2)
@@ -83,7 +88,9 @@ class MeanGauss:
         precision = n * (1 / c - 1) + 1 + q
         pull = n * (1 / c + q) * (mean_score @ basis)
         pull = pull + (n - 1) * (1 + q) * (theta @ basis)
-        return GaussScore((pull / precision) @ basis.mT, precision, basis, clipped)
+        gauss = (pull / precision) @ basis.mT
+        composed = n * excess.mean - theta
+        return GaussScore(gauss, precision, basis, clipped, composed, excess.cross)
 
 
 class ObservationGauss:
@@ -120,18 +127,22 @@ class ObservationGauss:
         q = (self.schedule.mean(t) / self.schedule.std(t)) ** 2
         identity = torch.eye(theta.shape[1], dtype=torch.float64, device=theta.device)
         # sum_j P_j s_j + (n-1)(1+q) theta, written in the small s_j + theta.
-        excess = self._single - identity
-        precision, basis = torch.linalg.eigh(excess.sum(0) + (1 + q) * identity)
-        pull = -theta @ (excess.sum(0) + (1 + q) * identity)
+        inverse = (self._single - identity).sum(0) + (1 + q) * identity
+        precision, basis = torch.linalg.eigh(inverse)
+        pull, total, squares = -theta @ inverse, -theta, theta.new_zeros(len(theta))
         self.score.evaluations += 1
         size = max(1, self.score.rows_at_once // len(theta))
         for start in range(0, n, size):
             part = slice(start, start + size)
             single = self.score.posterior_score(theta, t, x[part]).double()
+            excess = single + theta[:, None]
             weights = self._single[part] + q * identity
-            pull += torch.einsum("bni,nij->bj", single + theta[:, None], weights)
+            pull += torch.einsum("bni,nij->bj", excess, weights)
+            total = total + excess.sum(1)
+            squares += excess.square().sum((1, 2))
         score = ((pull @ basis) / precision) @ basis.mT
-        return GaussScore(score, precision, basis, self.clipped)
+        cross = (total + theta).square().sum(1) - squares
+        return GaussScore(score, precision, basis, self.clipped, total, cross)
 
 
 def regression_slope(theta: Tensor, values: Tensor) -> Tensor:

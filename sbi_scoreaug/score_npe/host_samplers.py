@@ -22,15 +22,19 @@ from typing import Any
 
 import torch
 from sbi.inference.posteriors.vector_field_posterior import VectorFieldPosterior
-from sbi.inference.potentials.vector_field_adaptor import (
-    IID_METHODS,
-    AutoGaussCorrectedScoreFn,
-    register_iid_method,
-)
-from sbi.samplers.score.correctors import CORRECTORS, Corrector, register_corrector
-from sbi.samplers.score.predictors import PREDICTORS, Predictor, register_predictor
 from torch import Tensor
 
+from sbi_scoreaug._host import (
+    CORRECTORS,
+    IID_METHODS,
+    PREDICTORS,
+    AutoGaussCorrectedScoreFn,
+    Corrector,
+    Predictor,
+    register_corrector,
+    register_iid_method,
+    register_predictor,
+)
 from sbi_scoreaug.errors import InvalidInputError
 from sbi_scoreaug.score_npe.composition import require_count
 

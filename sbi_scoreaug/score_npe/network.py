@@ -15,8 +15,14 @@ layer of their concatenation, so that each is computed once for all pairs of a p
 and an observation. theta enters also as (z - m xhat) / sqrt(m^2 rho^2 + s^2), with xhat
 the linear prediction: it is of order one at every level.
 
+*Sets* of up to m observations: the residual MLP for x is averaged over those that are
+there, and a residual MLP of the average and of the set's size is added (a deep set).
+xhat is then the linear prediction from the mean of k observations, and rho its residual
+standard deviation, one for each k.
+
 References: Geffner, Papamakarios & Mnih (2023), arXiv 2209.14249, appendix; Karras et
-al. (2022), arXiv 2206.00364, on preconditioning.
+al. (2022), arXiv 2206.00364, on preconditioning; Zaheer et al. (2017), arXiv
+1703.06114, on deep sets.
 """
 
 import math
@@ -25,6 +31,8 @@ import torch
 from torch import Tensor, nn
 
 MAX_LINEAR_FEATURES = 500
+# In the place of an observation that is missing: finite, since the host refuses NaN.
+MISSING = torch.finfo(torch.float32).max
 
 
 class ResidualMLP(nn.Module):
@@ -59,11 +67,13 @@ class PosteriorScoreNet(nn.Module):
 
     Args:
         z: Training parameters in N(0, I) coordinates `(num_simulations, dim)`.
-        x: Training simulations `(num_simulations, *shape_x)`.
+        x: Training simulations `(num_simulations, *shape_x)`; for sets
+            `(num_simulations, m, *shape_x)`.
         embedding_net: Embeds x; None to flatten it.
         num_hidden: Width of all layers.
         num_blocks: Residual blocks of each of the three parts.
         parametrization: "bounded" or "noise".
+        max_set_size: The largest set that the network takes, m.
     """
 
     rho: Tensor
@@ -81,25 +91,30 @@ class PosteriorScoreNet(nn.Module):
         num_hidden: int = 128,
         num_blocks: int = 2,
         parametrization: str = "bounded",
+        max_set_size: int = 1,
     ) -> None:
         super().__init__()
-        dim = z.shape[1]
-        self.bounded = parametrization == "bounded"
+        dim, m = z.shape[1], max_set_size
+        self.bounded, self.max_set_size = parametrization == "bounded", m
         self.standardise = embedding_net is None or isinstance(
             embedding_net, nn.Identity
         )
         self.embedding_net = nn.Flatten() if self.standardise else embedding_net
+        rows = x if m == 1 else x.flatten(0, 1)
         with torch.no_grad():
-            features = self.embedding_net(x[:2])  # type: ignore[misc]
+            features = self.embedding_net(rows[:2])  # type: ignore[misc]
         size = features.flatten(1).shape[1]
         centre, scale = torch.zeros(size), torch.ones(size)
-        slope, offset, rho = torch.zeros(size, dim), z.mean(0), z.std(0)
+        slope = torch.zeros(m, size, dim)
+        offset, rho = z.mean(0).repeat(m, 1), z.std(0).repeat(m, 1)
         if self.standardise:
-            flat = x.flatten(1)
+            flat = rows.flatten(1)
             centre, scale = flat.mean(0), flat.std(0)
             scale = torch.where(scale > 1e-8, scale, 1.0)
             if size <= MAX_LINEAR_FEATURES:
-                slope, offset, rho = _linear_fit((flat - centre) / scale, z)
+                sets = ((flat - centre) / scale).reshape(len(z), m, size)
+                fits = [_linear_fit(sets[:, :k].mean(1), z) for k in range(1, m + 1)]
+                slope, offset, rho = map(torch.stack, zip(*fits, strict=True))
         self.register_buffer("centre", centre)
         self.register_buffer("scale", scale)
         self.register_buffer("slope", slope)
@@ -112,41 +127,58 @@ class PosteriorScoreNet(nn.Module):
         self.shifted_layer = nn.Linear(dim, num_hidden, bias=False)
         self.head = ResidualMLP(num_hidden, num_hidden, num_blocks)
         self.output = nn.Sequential(nn.SiLU(), nn.Linear(num_hidden, dim))
+        if m > 1:
+            self.set_net = ResidualMLP(num_hidden + 2, num_hidden, 1)
 
     def embed(self, x: Tensor) -> Tensor:
-        """Return features `(batch, num_hidden + dim)` for `x (batch, *shape_x)`."""
+        """Return features `(batch, num_features)` of observations or sets.
+
+        Args:
+            x: `(batch, *shape_x)`; for sets `(batch, m, *shape_x)`, with `MISSING` in
+                the place of observations that are missing.
+        """
+        if self.max_set_size == 1:
+            features = self._standardised(x)
+            linear = self.offset[0] + features @ self.slope[0]
+            return torch.cat([self.x_net(features), linear], -1)
+        present = (x.flatten(2) < MISSING).all(-1)
+        mask = present.reshape(*present.shape, *[1] * (x.ndim - 2))
+        filled = torch.where(mask, x, 0.0).flatten(0, 1)
+        features = self._standardised(filled).unflatten(0, present.shape)
+        count = present.sum(1, keepdim=True)
+        share = (present / count)[..., None]
+        mean, hidden = (share * features).sum(1), (share * self.x_net(features)).sum(1)
+        size = torch.cat([count / self.max_set_size, 1 / count], -1)
+        hidden = hidden + self.set_net(torch.cat([hidden, size], -1))
+        k = count[:, 0] - 1
+        linear = self.offset[k] + torch.einsum("bi,bij->bj", mean, self.slope[k])
+        return torch.cat([hidden, linear, self.rho[k]], -1)
+
+    def _standardised(self, x: Tensor) -> Tensor:
         features = self.embedding_net(x).flatten(1)  # type: ignore[misc]
-        features = (features - self.centre) / self.scale
-        linear = self.offset + features @ self.slope
-        return torch.cat([self.x_net(features), linear], -1)
+        return (features - self.centre) / self.scale
 
     def pairs(self, z: Tensor, features: Tensor, m: Tensor, s: Tensor) -> Tensor:
         """Return the excess for rows that belong together.
 
         Args:
             z: `(batch, dim)`.
-            features: `(batch, num_hidden + dim)`.
+            features: `(batch, num_features)`, from `embed`.
             m: `(batch, 1)`.
             s: `(batch, 1)`.
 
         Returns:
             posterior_score + z, `(batch, dim)`.
         """
-        particle, observation = self._sides(z, features, m, s)
-        return self._finish(particle + observation, z, m, s)
+        return self._join(self._particle(z, m, s), z, features, m, s)
 
     def all_pairs(self, z: Tensor, features: Tensor, m: Tensor, s: Tensor) -> Tensor:
         """Return the excess `(batch, num, dim)` for `batch` z and `num` features.
 
         `m` and `s` are `(1, 1)`.
         """
-        particle, observation = self._sides(z, features, m, s)
-        hidden = particle[:, None] + observation
-        return self._finish(hidden, z[:, None], m, s)
-
-    def output_scale(self, m: Tensor, s: Tensor) -> Tensor:
-        """Return the factor between the network's output and a score."""
-        return m * (m**2 * self.rho**2 + s**2) ** -0.5 if self.bounded else 1 / s
+        particle = self._particle(z, m, s)[:, None]
+        return self._join(particle, z[:, None], features, m, s)
 
     def loss_weight(self, m: Tensor, s: Tensor) -> Tensor:
         """Return the weight of squared errors of the score at a level.
@@ -160,26 +192,34 @@ class PosteriorScoreNet(nn.Module):
         """Return the weight where the target is mixed with exact scores.
 
         Such a target is about as noisy at small levels as at large ones. Bounded: the
-        squared error of the network's output, whose scale is `output_scale`.
+        squared error of the network's output.
         """
-        return self.output_scale(m, s) ** -2 if self.bounded else s**2
+        bounded = (m**2 * self.rho[0] ** 2 + s**2) / m**2
+        return bounded if self.bounded else s**2
 
-    def _sides(
-        self, z: Tensor, features: Tensor, m: Tensor, s: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """Two summands of the head's input: from particles, and from observations."""
-        embedded, linear = features.split([features.shape[-1] - self.dim, self.dim], -1)
-        spread = (m**2 * self.rho**2 + s**2).sqrt()
+    def _particle(self, z: Tensor, m: Tensor, s: Tensor) -> Tensor:
+        """What of the head's input no observation changes."""
         time = self._time_features(m, s)
         rows = torch.cat([z, time.expand(*z.shape[:-1], -1)], -1)
-        particle = self.theta_net(rows) + self.shifted_layer(z / spread)
-        particle = particle + self.time_layer(time)
-        return particle, embedded - self.shifted_layer(m * linear / spread)
+        return self.theta_net(rows) + self.time_layer(time)
 
-    def _finish(self, hidden: Tensor, z: Tensor, m: Tensor, s: Tensor) -> Tensor:
+    def _join(
+        self, particle: Tensor, z: Tensor, features: Tensor, m: Tensor, s: Tensor
+    ) -> Tensor:
+        """The excess, with observations along the second to last dimension."""
+        rho, size = self.rho[0], features.shape[-1] - self.dim
+        if self.max_set_size > 1:
+            (features, rho), size = (
+                features.split([size, self.dim], -1),
+                size - self.dim,
+            )
+        embedded, linear = features.split([size, self.dim], -1)
+        spread = (m**2 * rho**2 + s**2).sqrt()
+        # Two products in place of one: the first is shared by all observations.
+        hidden = embedded - self.shifted_layer(m * linear / spread)
+        hidden = particle + self.shifted_layer(z / spread) + hidden
         net = self.output(self.head.residual(hidden))
-        excess = self.output_scale(m, s) * net
-        return excess if self.bounded else excess + z
+        return m / spread * net if self.bounded else net / s + z
 
     def _time_features(self, m: Tensor, s: Tensor) -> Tensor:
         """Sinusoids of log (s/m), which runs from about -4 to 3."""

@@ -5,7 +5,8 @@ r"""Log posterior of a set, by the probability flow of each of its observations.
 
 with z(theta) the coordinates in which the prior is N(0, I) and log q(z|x_j) from the
 ODE of the diffusion: all observations in one solve, a chunk at a time. The constant is
-0 at n = 1, and the log of the set's evidence ratio beyond.
+0 at n = 1, and the log of the set's evidence ratio beyond. Where the network takes
+groups of observations, j runs over groups.
 """
 
 import math
@@ -13,11 +14,13 @@ from typing import Any
 
 import torch
 from sbi.inference.potentials.base_potential import BasePotential
-from sbi.inference.potentials.vector_field_potential import VectorFieldBasedPotential
-from sbi.utils.sbiutils import within_support
-from sbi.utils.torchutils import ensure_theta_batched
 from torch import Tensor
 
+from sbi_scoreaug._host import (
+    VectorFieldBasedPotential,
+    ensure_theta_batched,
+    within_support,
+)
 from sbi_scoreaug.errors import InvalidStateError
 from sbi_scoreaug.score_npe.estimator import FactorizedScoreEstimator
 
@@ -66,10 +69,11 @@ class FactorizedPotential(VectorFieldBasedPotential):
         inside = within_support(self.prior, theta)
         with torch.set_grad_enabled(track_gradients):
             z = estimator.to_z(theta)
-            n = len(self.x_o)
+            groups = estimator.group(self.x_o)
+            n = len(groups)
             log_normal = -0.5 * (z.square() + math.log(2 * math.pi)).sum(-1)
             total = estimator.coordinates.log_abs_det(theta) - (n - 1) * log_normal
-            for x in self.x_o.split(max(1, ROWS_AT_ONCE // len(z))):
+            for x in groups.split(max(1, ROWS_AT_ONCE // len(z))):
                 flow = self.neural_ode(x, **self.ode_kwargs)
                 total = total + flow.log_prob(z[:, None].expand(-1, len(x), -1)).sum(1)
             return torch.where(inside, total, -torch.inf)

@@ -2,40 +2,32 @@ r"""ScoreNPE: a trainer of sbi whose posterior takes any number of observations.
 
     p(theta|x_1..x_n)  proportional to  p(theta)^(1-n) prod_j p(theta|x_j)
 
-The network learns the posterior score of *single* observations, from as many
-simulations as `NPSE` needs; sets are composed when sampling (`composition`,
-`samplers`). It sees coordinates in which the prior is N(0, I) (`coordinates`).
+The network learns the posterior score of *single* observations; sets are composed when
+sampling (`composition`, `samplers`). It sees coordinates in which the prior is N(0, I).
 
-Reference: Geffner, Papamakarios & Mnih (2023), Compositional score modeling for
-simulation-based inference, arXiv 2209.14249.
+Reference: Geffner, Papamakarios & Mnih (2023), arXiv 2209.14249.
 """
 
-import math
-import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
-import torch
 from sbi.inference import NPSE
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
 from sbi_scoreaug.errors import InvalidInputError, InvalidTypeError
+from sbi_scoreaug.score_npe.builder import FactorizedScoreBuilder, require_model
 from sbi_scoreaug.score_npe.composition import require_count
-from sbi_scoreaug.score_npe.estimator import (
-    FactorizedScoreBuilder,
-    FactorizedScoreEstimator,
-)
-from sbi_scoreaug.score_npe.mixed_target import MixedTarget, posterior_score
-from sbi_scoreaug.score_npe.posterior import FactorizedPosterior, require_sampler
+from sbi_scoreaug.score_npe.estimator import FactorizedScoreEstimator
+from sbi_scoreaug.score_npe.mixed_training import MixedTargetTraining
+from sbi_scoreaug.score_npe.posterior import FactorizedPosterior
+from sbi_scoreaug.score_npe.samplers import require_sampler
 from sbi_scoreaug.score_npe.training import AveragedTraining
-from sbi_scoreaug.scores.carrier import ScoreCarrier
 
 MAX_ANCHORS = 2000
-HOST_MODELS = ("mlp", "ada_mlp", "transformer", "transformer_cross_attn")
 
 
-class ScoreNPE(AveragedTraining, ScoreCarrier, NPSE):
+class ScoreNPE(AveragedTraining, MixedTargetTraining, NPSE):
     """Factorized neural posterior score estimation.
 
     All other arguments as in `sbi.inference.NPSE`. Append `score=...` beside
@@ -51,11 +43,14 @@ class ScoreNPE(AveragedTraining, ScoreCarrier, NPSE):
         embedding_net: Embeds x `(batch, *shape_x)` to `(batch, num_features)`.
         num_hidden: Width of the network.
         num_blocks: Residual blocks of each of its parts.
+        max_set_size: Observations m that the network takes at once; x is then
+            `(num_simulations, m, *shape_x)`, m simulations at each theta, and a set of
+            n is composed of ceil(n / m) groups. For "factorized" only.
         score_fn: Optional function `(theta, x) -> score`, see `ScoreCarrier`.
 
     Raises:
-        InvalidTypeError, InvalidInputError: If the prior cannot be mapped to N(0, I),
-            or an argument is out of range.
+        InvalidTypeError, InvalidInputError: If the prior has no map to N(0, I), or an
+            argument is out of range.
 
     Example:
         >>> import torch
@@ -88,10 +83,11 @@ class ScoreNPE(AveragedTraining, ScoreCarrier, NPSE):
         embedding_net: nn.Module | None = None,
         num_hidden: int = 128,
         num_blocks: int = 2,
+        max_set_size: int = 1,
         score_fn: Callable[[Tensor, Tensor], Tensor] | None = None,
     ) -> None:
         vf_estimator = score_estimator or density_estimator or vf_estimator
-        _require_model(vf_estimator)
+        require_model(vf_estimator)
         if sde_type != "vp":
             raise InvalidInputError(
                 f"sde_type: expected 'vp', got {sde_type!r}: under any other the prior "
@@ -99,6 +95,12 @@ class ScoreNPE(AveragedTraining, ScoreCarrier, NPSE):
             )
         require_count("num_hidden", num_hidden)
         require_count("num_blocks", num_blocks)
+        require_count("max_set_size", max_set_size)
+        if max_set_size > 1 and vf_estimator != "factorized":
+            raise InvalidInputError(
+                "max_set_size: expected 1 for a network of the host, got "
+                f"{max_set_size}. Take vf_estimator='factorized'."
+            )
         builder = FactorizedScoreBuilder(
             prior,
             vf_estimator,
@@ -106,6 +108,7 @@ class ScoreNPE(AveragedTraining, ScoreCarrier, NPSE):
             embedding_net=embedding_net,
             num_hidden=num_hidden,
             num_blocks=num_blocks,
+            max_set_size=max_set_size,
         )
         super().__init__(
             prior=prior,
@@ -117,10 +120,33 @@ class ScoreNPE(AveragedTraining, ScoreCarrier, NPSE):
             show_progress_bars=show_progress_bars,
             score_fn=score_fn,
         )
+        self._max_set_size = max_set_size
         self._coordinates = builder.coordinates
-        self._mixed_target: MixedTarget | None = None
         self._start_averaging(0.999, None)
         self._pending: tuple[str, dict[str, Any]] = ("auto", {})
+
+    def append_simulations(
+        self, theta: Tensor, x: Tensor, *args: Any, **kwargs: Any
+    ) -> Any:
+        """Store simulations, as in `NPSE.append_simulations`.
+
+        Args:
+            theta: `(num_simulations, dim_theta)`.
+            x: `(num_simulations, *shape_x)`, or `(num_simulations, m, *shape_x)` with
+                `max_set_size=m` above 1.
+            args: As in the host.
+            kwargs: As in the host.
+
+        Raises:
+            InvalidInputError: If x does not hold m simulations of each theta.
+        """
+        m, shape = self._max_set_size, tuple(getattr(x, "shape", ()))
+        if m > 1 and (len(shape) < 3 or shape[1] != m):
+            raise InvalidInputError(
+                f"x: expected ({len(theta)}, {m}, *shape_x) for max_set_size={m}, got "
+                f"{shape}. Simulate {m} times at each theta."
+            )
+        return super().append_simulations(theta, x, *args, **kwargs)
 
     def train(
         self,
@@ -155,66 +181,12 @@ class ScoreNPE(AveragedTraining, ScoreCarrier, NPSE):
             raise InvalidInputError(
                 f"ema_decay: expected a number in [0, 1), got {ema_decay}."
             )
-        num_rows = sum(len(theta) for theta in self._theta_roundwise)
-        fraction = kwargs.get("validation_fraction", 0.1)
-        num_batches = max(int(num_rows * (1 - fraction)) // training_batch_size, 1)
-        num_epochs = math.ceil(num_steps / num_batches)
-        if kwargs.get("resume_training") and self._decay_epochs:
-            num_epochs += self.epoch
-            self._decay_epochs = num_epochs
-        else:
-            self._start_averaging(ema_decay, num_epochs)
-        limit = kwargs.pop("max_num_epochs", num_epochs)
-        with warnings.catch_warnings():
-            # The rate has fallen to nothing there: more epochs would not help.
-            warnings.filterwarnings("ignore", "Maximum number of epochs")
-            estimator: Any = super().train(
-                training_batch_size,
-                learning_rate,
-                *args,
-                max_num_epochs=min(limit, num_epochs),
-                **kwargs,
-            )
+        estimator = self._train_averaged(
+            (training_batch_size, learning_rate, *args), num_steps, ema_decay, kwargs
+        )
         self._set_anchors(estimator)
         self._set_anchors(self._neural_net)
         return estimator
-
-    def _validate_before_storing(self, theta: Tensor, x: Tensor) -> None:
-        """Refuse scores where the prior has no gradient."""
-        if theta.ndim == 2:
-            g = torch.zeros_like(theta[:2])
-            posterior_score(g, theta[:2], self._coordinates, self._prior)
-
-    def _columns(self, starting_round: int) -> tuple[Tensor, ...]:
-        """Return posterior scores g in the network's coordinates, and rows with one."""
-        columns = super()._columns(starting_round)
-        if not columns:
-            return ()
-        score, mask = columns
-        theta = self.get_simulations(starting_round)[0]
-        g = posterior_score(score, theta, self._coordinates, self._prior)
-        known = mask.all(1) & g.isfinite().all(1)
-        rows = self.train_indices[known[self.train_indices].cpu()]
-        if not len(rows):
-            return ()
-        target = MixedTarget.fit(g[rows], known[rows])
-        self._mixed_target = target.to(self._device)
-        return g.nan_to_num(0.0), known
-
-    def _get_losses(self, batch: Sequence[Tensor], loss_args: Any) -> Tensor:
-        """Return the host's losses; with scores their target is mixed."""
-        if len(batch) <= 3:
-            return super()._get_losses(batch, loss_args)
-        net: Any = self._neural_net
-        # The host repeats a validation batch for each of its times.
-        repeats = 1 if loss_args.times is None else len(loss_args.times)
-        g = batch[3].to(self._device).repeat(repeats, 1)
-        known = batch[4].to(self._device).repeat(repeats)
-        net.batch_scores = self._mixed_target, g, known
-        try:
-            return super()._get_losses(batch[:3], loss_args)
-        finally:
-            net.batch_scores = None
 
     def _set_anchors(self, estimator: Any) -> None:
         theta, x, _ = self.get_simulations()
@@ -239,8 +211,7 @@ class ScoreNPE(AveragedTraining, ScoreCarrier, NPSE):
             vector_field_estimator: As in the host.
             prior: As in the host; it has to be the one of training.
             sample_with: "auto" (default), "gauss", "langevin" or "composed" for any
-                number of observations, "sde" or "ode" for one. `samplers` says which
-                one when.
+                number of observations, "sde" or "ode" for one; see `score_npe`.
             vectorfield_sampling_parameters: As in the host.
             posterior_parameters: As in the host.
             sampler_options: Options of the sampler, by name.
@@ -284,18 +255,4 @@ class ScoreNPE(AveragedTraining, ScoreCarrier, NPSE):
             device=device,
             max_sampling_batch_size=posterior_parameters.max_sampling_batch_size,
             enable_transform=posterior_parameters.enable_transform,
-        )
-
-
-def _require_model(model: Any) -> None:
-    if isinstance(model, str) and model not in ("factorized", *HOST_MODELS):
-        raise InvalidInputError(
-            f"vf_estimator: expected one of {('factorized', *HOST_MODELS)} or a "
-            f"builder, got {model!r}."
-        )
-    if isinstance(model, nn.Module) or not (isinstance(model, str) or callable(model)):
-        raise InvalidTypeError(
-            "vf_estimator: expected a name or a function (theta, x) that builds a "
-            f"network, got a {type(model).__name__}. Pass embedding_net for a network "
-            "that embeds x."
         )

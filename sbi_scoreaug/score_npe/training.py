@@ -12,13 +12,16 @@ Reference: Song & Ermon (2020), arXiv 2006.09011, on averaged weights.
 """
 
 import math
+import warnings
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from sbi_scoreaug._host import HostTrainer
 
-class AveragedTraining:
+
+class AveragedTraining(HostTrainer):
     """Mixin that trains a host's network with averaged weights and a cosine rate."""
 
     _ema_decay: float = 0.999
@@ -30,19 +33,42 @@ class AveragedTraining:
         self._raw: dict[str, Tensor] | None = None
         self._num_averaged = 0
 
+    def _train_averaged(
+        self, args: tuple, num_steps: int, ema_decay: float, kwargs: dict[str, Any]
+    ) -> Any:
+        """Run the host's loop; `args` start with batch size and rate."""
+        num_rows = sum(len(theta) for theta in self._theta_roundwise)
+        fraction = kwargs.get("validation_fraction", 0.1)
+        num_batches = max(int(num_rows * (1 - fraction)) // args[0], 1)
+        num_epochs = math.ceil(num_steps / num_batches)
+        if kwargs.get("resume_training") and self._decay_epochs:
+            num_epochs += self.epoch
+            self._decay_epochs = num_epochs
+        else:
+            self._start_averaging(ema_decay, num_epochs)
+        limit = kwargs.pop("max_num_epochs", num_epochs)
+        with warnings.catch_warnings():
+            # The rate has fallen to nothing there: more epochs would not help.
+            warnings.filterwarnings("ignore", "Maximum number of epochs")
+            return super().train(
+                *args,
+                max_num_epochs=min(limit, num_epochs),
+                **kwargs,
+            )
+
     def _train_epoch(self, *args: Any, **kwargs: Any) -> float:
         """Train one epoch from the raw weights, and average them after each step."""
-        net, optimizer = self._neural_net, self.optimizer  # type: ignore[attr-defined]
+        net, optimizer = self._neural_net, self.optimizer
         if self._raw is not None:
             _load(net, self._raw)
         if self._decay_epochs:
             base = optimizer.defaults["lr"]
-            share = min(self.epoch / self._decay_epochs, 1.0)  # type: ignore[attr-defined]
+            share = min(self.epoch / self._decay_epochs, 1.0)
             for group in optimizer.param_groups:
                 group["lr"] = base * max(0.5 * (1 + math.cos(math.pi * share)), 0.01)
         handle = optimizer.register_step_post_hook(self._update_average)
         try:
-            return super()._train_epoch(*args, **kwargs)  # type: ignore[misc]
+            return super()._train_epoch(*args, **kwargs)
         finally:
             handle.remove()
             if self._average is not None:
@@ -51,7 +77,7 @@ class AveragedTraining:
 
     @torch.no_grad()
     def _update_average(self, *_: Any) -> None:
-        parameters = dict(self._neural_net.named_parameters())  # type: ignore[attr-defined]
+        parameters = dict(self._neural_net.named_parameters())
         if self._average is None:
             self._average = {name: p.detach().clone() for name, p in parameters.items()}
         self._num_averaged += 1

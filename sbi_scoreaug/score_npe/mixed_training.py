@@ -1,0 +1,70 @@
+"""The mixin that gives exact scores to the training of a score network.
+
+Scores travel as in every trainer of this package (`ScoreCarrier`); here they are turned
+into posterior scores in the network's coordinates, once before training, and handed to
+the estimator's loss batch by batch. What is made of them is in `mixed_target`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sbi_scoreaug.errors import InvalidInputError
+from sbi_scoreaug.score_npe.coordinates import NormalCoordinates
+from sbi_scoreaug.score_npe.mixed_target import MixedTarget, posterior_score
+from sbi_scoreaug.scores.carrier import ScoreCarrier
+
+
+class MixedTargetTraining(ScoreCarrier):
+    """Mixin of the mixed target; put it in front of `NPSE`."""
+
+    _coordinates: NormalCoordinates
+    _max_set_size: int = 1
+    _mixed_target: MixedTarget | None = None
+
+    def _validate_before_storing(self, theta: Tensor, x: Tensor) -> None:
+        """Refuse scores of sets, and where the prior has no gradient."""
+        if self._max_set_size > 1:
+            raise InvalidInputError(
+                f"score: expected none with max_set_size={self._max_set_size}, got "
+                "one: the network learns from subsets, whose scores are unknown. Train "
+                "on single observations, max_set_size=1."
+            )
+        if theta.ndim == 2:
+            g = torch.zeros_like(theta[:2])
+            posterior_score(g, theta[:2], self._coordinates, self._prior)
+
+    def _columns(self, starting_round: int) -> tuple[Tensor, ...]:
+        """Return posterior scores g in the network's coordinates, and rows with one."""
+        columns = super()._columns(starting_round)
+        if not columns:
+            return ()
+        score, mask = columns
+        theta = self.get_simulations(starting_round)[0]
+        g = posterior_score(score, theta, self._coordinates, self._prior)
+        known = mask.all(1) & g.isfinite().all(1)
+        rows = self.train_indices[known[self.train_indices].cpu()]
+        if not len(rows):
+            return ()
+        target = MixedTarget.fit(g[rows], known[rows])
+        self._mixed_target = target.to(self._device)
+        return g.nan_to_num(0.0), known
+
+    def _get_losses(self, batch: Sequence[Tensor], loss_args: Any) -> Tensor:
+        """Return the host's losses; with scores their target is mixed."""
+        if len(batch) <= 3:
+            return super()._get_losses(batch, loss_args)
+        net: Any = self._neural_net
+        # The host repeats a validation batch for each of its times.
+        repeats = 1 if loss_args.times is None else len(loss_args.times)
+        g = batch[3].to(self._device).repeat(repeats, 1)
+        known = batch[4].to(self._device).repeat(repeats)
+        net.batch_scores = self._mixed_target, g, known
+        try:
+            return super()._get_losses(batch[:3], loss_args)
+        finally:
+            net.batch_scores = None
