@@ -42,6 +42,7 @@ from sbi_scoreaug.score_npe.coordinates import (
     NormalCoordinates,
     TransformedCoordinates,
 )
+from sbi_scoreaug.scores.check_prior import log_prior_gradient
 
 
 def posterior_score(
@@ -64,24 +65,27 @@ def posterior_score(
     Raises:
         InvalidInputError: If the prior's log_prob or the map has no gradient.
     """
+    exact = not isinstance(coordinates, TransformedCoordinates)
     z = coordinates.to_normal(theta.detach()).detach().requires_grad_()
-    with torch.enable_grad():
-        mapped = coordinates.from_normal(z)
-        # The gradient of s'theta(z), s held fixed, is (dtheta/dz)' s.
-        potential = (score.detach() * mapped).sum() - 0.5 * z.square().sum()
-        if isinstance(coordinates, TransformedCoordinates):
-            log_prior = prior.log_prob(mapped) - coordinates.log_abs_det(mapped)
-            potential = (score.detach() * mapped).sum() + log_prior.sum()
-        try:
+    weight = score.detach()
+    try:
+        if not exact:
+            gradient = log_prior_gradient(prior, theta.detach())
+            weight = weight + gradient.to(weight)
+        with torch.enable_grad():
+            mapped = coordinates.from_normal(z)
+            # The gradient of w'theta(z), w held fixed, is (dtheta/dz)' w.
+            potential = (weight * mapped).sum()
+            if not exact:  # the density of z has the map's Jacobian
+                potential = potential - coordinates.log_abs_det(mapped).sum()
             (gradient,) = torch.autograd.grad(potential, z)
-        except RuntimeError as error:
-            raise InvalidInputError(
-                "prior: expected one whose log_prob and transform can be "
-                f"differentiated, since scores are given, got {type(prior).__name__} "
-                f"({error}). Train without scores, or parametrise by independent "
-                "parameters."
-            ) from error
-    return gradient.detach()
+    except Exception as error:  # A prior is foreign code: whatever it raises.
+        raise InvalidInputError(
+            "prior: expected one whose log_prob and transform can be differentiated, "
+            f"since scores are given, got {type(prior).__name__} ({error}). Train "
+            "without scores, or parametrise by independent parameters."
+        ) from error
+    return (gradient - z).detach() if exact else gradient.detach()
 
 
 @dataclass

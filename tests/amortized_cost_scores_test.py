@@ -1,0 +1,120 @@
+"""AmortizedCostEstimator with exact scores as control variates."""
+
+import pickle
+
+import pytest
+import torch
+
+from sbi_scoreaug import AmortizedCostEstimator
+from sbi_scoreaug.amortized_cost.control_variate import ControlVariate
+from sbi_scoreaug.errors import InvalidInputError, ScoreWarning
+from sbi_scoreaug.simulators import LinearGaussianCost
+
+QUIET = {"show_progress_bars": False}
+NETS = ("quadratic", "particles", "net")
+slow = pytest.mark.slow
+IMPROVED = ("quadratic", *(pytest.param(name, marks=slow) for name in NETS[1:]))
+
+
+def data(num_simulations=200, dim=3):
+    simulator = LinearGaussianCost(dim)
+    theta = simulator.prior.sample((num_simulations,))
+    x = simulator(theta)
+    # x = theta + shift + noise, hence E[x] and Var[x] give the score.
+    with torch.random.fork_rng():
+        at_zero = simulator(torch.zeros(200_000, dim))
+    return simulator, theta, x, (x - theta - at_zero.mean(0)) / at_zero.var(0)
+
+
+def error(cost_net, simulator):
+    """Relative root mean squared error of the cost, on the same fresh pairs."""
+    with torch.random.fork_rng():
+        torch.manual_seed(77)
+        theta, x_o = simulator.prior.sample((1000,)), None
+        x_o = simulator(simulator.prior.sample((1000,)))
+    exact = simulator.expected_cost(theta, x_o)
+    with torch.no_grad():
+        found = cost_net(theta, x_o)
+    return ((found - exact).square().mean().sqrt() / exact.std()).item()
+
+
+@pytest.mark.parametrize("name", IMPROVED)
+def test_scores_improve_the_cost_and_shuffled_ones_do_not(name):
+    torch.manual_seed(0)
+    simulator, theta, x, score = data()
+    errors = {}
+    for kind in ("none", "scores", "shuffled"):
+        given = {"none": None, "scores": score, "shuffled": score.roll(7, 0)}[kind]
+        torch.manual_seed(1)
+        trainer = AmortizedCostEstimator(simulator.prior, cost_net=name, **QUIET)
+        trainer.append_simulations(theta, x, score=given, score_check=False)
+        cost_net = trainer.train(learning_rate=2e-3, max_num_epochs=15)
+        errors[kind] = error(cost_net, simulator)
+    assert errors["scores"] < 0.75 * errors["none"]
+    assert errors["shuffled"] > 1.3 * errors["scores"]
+
+
+def test_the_control_variate_starts_at_zero_and_is_linear_in_the_score():
+    score = torch.randn(50, 2) * torch.tensor([100.0, 0.01])
+    head = ControlVariate(score, 3, 4)
+    inputs = torch.randn(50, 5, 3)
+    assert head(inputs, score).shape == (50, 5, 4)
+    assert not head(inputs, score).any()
+    torch.nn.init.normal_(head.net.straight.weight)
+    once, twice = head(inputs, score), head(inputs, 2 * score)
+    assert once.any() and torch.allclose(twice, 2 * once, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", NETS)
+def test_the_head_serves_training_only(name):
+    simulator, theta, x, score = data(100)
+    trainer = AmortizedCostEstimator(simulator.prior, cost_net=name, **QUIET)
+    trainer.append_simulations(theta, x, score=score, score_kind="joint")
+    cost_net = trainer.train(max_num_epochs=2)
+    assert cost_net.control is None and trainer._neural_net.control is None
+    assert not any("control" in key for key in cost_net.state_dict())
+    head = trainer._control
+    twin = pickle.loads(pickle.dumps(trainer))
+    twin.train(resume_training=True, max_num_epochs=4)
+    trainer.append_simulations(theta, x, score=score, from_round=1)
+    trainer.train(max_num_epochs=1)
+    assert trainer._control is head and trainer._neural_net.control is None
+
+
+def test_unknown_scores_and_failed_simulations_keep_the_plain_label(monkeypatch):
+    simulator, theta, x, score = data(100)
+    x[3], score[3], score[5, 1] = torch.nan, torch.nan, torch.nan
+    trainer = AmortizedCostEstimator(simulator.prior, **QUIET)
+    with pytest.warns(ScoreWarning, match="4 of 300"):
+        trainer.append_simulations(theta, x, score=score)
+    expected = {tuple(t.tolist()): s for t, s in zip(theta, score, strict=True)}
+    seen, original = [], ControlVariate.forward
+
+    def forward(self, inputs, given):
+        seen.append(given)
+        return original(self, inputs, given)
+
+    monkeypatch.setattr(ControlVariate, "forward", forward)
+    rows = []
+    losses = type(trainer)._get_losses
+    monkeypatch.setattr(
+        type(trainer),
+        "_get_losses",
+        lambda self, batch: rows.append(batch[0]) or losses(self, batch),
+    )
+    trainer.train(invalid="penalty", max_num_epochs=1)
+    for theta_batch, given in zip(rows, seen, strict=True):
+        want = torch.stack([expected[tuple(t.tolist())] for t in theta_batch])
+        assert torch.allclose(given, want.nan_to_num(0.0))
+
+
+def test_invalid_simulations_are_dropped_with_their_scores():
+    simulator, theta, x, score = data(60)
+    x[3] = torch.nan
+    trainer = AmortizedCostEstimator(simulator.prior, **QUIET)
+    trainer.append_simulations(theta, x, exclude_invalid_x=True, score=score)
+    kept = torch.arange(60) != 3
+    assert torch.equal(trainer._score_roundwise[0], score[kept])
+    with pytest.raises(InvalidInputError, match="shape of theta"):
+        trainer.append_simulations(theta, x, score=score[:, :1])
+    assert len(trainer._theta_roundwise) == len(trainer._score_roundwise) == 1
