@@ -168,13 +168,16 @@ def test_halving_the_step_changes_little():
     """Without noise, over neurons with 5 to 40 spikes, in prior standard deviations."""
     theta = HodgkinHuxley().prior.sample((400,))
     theta[:, 6] = 0
-    x, half, coarse = (HodgkinHuxley(time_step=step)(theta) for step in (0.2, 0.1, 1.0))
+    x, half, coarse = (
+        HodgkinHuxley(time_step=step)(theta) for step in (0.1, 0.05, 0.8)
+    )
     target = (half[:, 0] >= 5) & (half[:, 0] <= 40)
     assert target.sum() > 20
     error = ((x - half).abs() / half.std(dim=0))[target]
     wrong = ((coarse - half).abs() / half.std(dim=0))[target]
-    assert (x - half)[target, 0].abs().max() <= 2
-    assert error.mean(dim=0).max() < 0.02
+    # a neuron close to a threshold may change altogether
+    assert (x - half)[target, 0].abs().quantile(0.95) <= 2
+    assert error.mean(dim=0).max() < 0.01
     assert wrong.mean(dim=0).max() > 0.03  # control: a step that is too long
 
 

@@ -70,6 +70,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--numbers", type=int, nargs="+", default=[*NUMBERS])
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=[*METHODS])
     parser.add_argument("--report", action="store_true", help="only finished cells")
+    parser.add_argument("--no-report", action="store_true", help="only the cells")
     options = parser.parse_args(argv)
     settings = itertools.product(
         options.seeds[:1] if options.quick else options.seeds,
@@ -83,6 +84,8 @@ def main(argv: list[str] | None = None) -> None:
         Laboratory(options.cache).pool()
         function = partial(run_cell, cache=options.cache)
         run_cells(cells, function, options.out, options.jobs)
+    if options.no_report:
+        return
     command = "python -m sbi_scoreaug.benchmarks amortized_cost_hodgkin_huxley"
     print(report(options.out, Laboratory(options.cache), provenance(command)))
 

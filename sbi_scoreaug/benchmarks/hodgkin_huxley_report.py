@@ -122,7 +122,7 @@ def factor_table(rows: list[Row]) -> str:
                 budget, sign = equivalent_budget(
                     list(npe), list(npe.values()), median(one[number])
                 )
-                cells.append(f"{sign}{budget / number:.1f}")
+                cells.append(f"{sign}{budget / number:.3g}")
             lines.append(f"| {kind} | {number} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
