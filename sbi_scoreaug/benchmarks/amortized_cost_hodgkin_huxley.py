@@ -17,7 +17,8 @@ widened versions of both. Posteriors of the cost network are drawn by annealed p
 (`amortized_cost.annealing`), one run for all recordings and betas.
 
 Peers: "npe", sbi's NPE_C as it comes; "npe_logit", the same on parameters mapped to the
-real line, so that no draw leaves the box.
+real line, so that no draw leaves the box; "abc", rejection ABC with the same distance,
+the nearest hundredth of the simulations, at least ten.
 
 Reference: Gao, Deistler & Macke (2023), arXiv 2305.15208.
 """
@@ -46,6 +47,7 @@ from sbi_scoreaug.simulators import HodgkinHuxley
 LEVELS = (*(f"{beta:g}" for beta in HodgkinHuxley.betas), "ml")
 NUMBERS = (300, 1000, 3000, 10_000)
 NUM_PARTICLES, NUM_MOVES, MOVES_AT_THE_END = 200, 4, 20
+FEWEST_ACCEPTED = 10
 Draws = dict[str, Tensor]
 Sampler = Callable[[Tensor, int], Draws]
 
@@ -188,7 +190,7 @@ def train_npe(lab: Laboratory, theta: Tensor, x: Tensor) -> Sampler:
 
     @torch.no_grad()
     def sample(x_o: Tensor, num_draws: int) -> Draws:
-        theta = flow.sample((20 * num_draws,), x_o).transpose(0, 1)
+        theta = flow.sample(torch.Size([20 * num_draws]), x_o).transpose(0, 1)
         inside = lab.prior.log_prob(theta).isfinite()
         # inside first; where too few are, the rest is moved to the nearest edge
         order = inside.float().argsort(dim=1, descending=True, stable=True)
@@ -208,8 +210,20 @@ def train_npe_logit(lab: Laboratory, theta: Tensor, x: Tensor) -> Sampler:
 
     @torch.no_grad()
     def sample(x_o: Tensor, num_draws: int) -> Draws:
-        logits = flow.sample((num_draws,), x_o).transpose(0, 1)
+        logits = flow.sample(torch.Size([num_draws]), x_o).transpose(0, 1)
         return {LEVELS[0]: low + (high - low) * logits.sigmoid()}
+
+    return sample
+
+
+def keep_nearest(lab: Laboratory, theta: Tensor, x: Tensor) -> Sampler:
+    """Rejection ABC: parameters of the nearest simulations, nothing is trained."""
+    accepted = max(FEWEST_ACCEPTED, len(x) // 100)
+
+    def sample(x_o: Tensor, num_draws: int) -> Draws:
+        rows = torch.cdist(x_o, x, p=1).topk(accepted, largest=False).indices
+        chosen = torch.randint(accepted, (len(x_o), num_draws))
+        return {LEVELS[0]: theta[rows.gather(1, chosen)]}
 
     return sample
 
@@ -218,4 +232,5 @@ METHODS: dict[str, Callable[[Laboratory, Tensor, Tensor], Sampler]] = {
     "ace": train_ace,
     "npe": train_npe,
     "npe_logit": train_npe_logit,
+    "abc": keep_nearest,
 }

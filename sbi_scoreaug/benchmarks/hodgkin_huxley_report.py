@@ -15,10 +15,11 @@ from sbi_scoreaug.benchmarks.keeping_score_report import equivalent_budget
 from sbi_scoreaug.simulators import HodgkinHuxley
 
 BETAS = [f"{beta:g}" for beta in HodgkinHuxley.betas]
-TRACE_SEED, TRACE_BETA, TRACE_DRAWS = 5, BETAS[-1], 2
+TRACE_SEED, TRACE_BETA, TRACE_DRAWS, TRACE_NUMBER = 5, BETAS[-1], 2, 1000
 STYLES = {
     ("npe", BETAS[0]): ("sbi NPE", "tab:blue", "--"),
     ("npe_logit", BETAS[0]): ("sbi NPE on logits", "0.6", ":"),
+    ("abc", BETAS[0]): ("rejection ABC", "tab:green", "-."),
     ("ace", BETAS[0]): ("ACE, beta 25", "gold", "-"),
     ("ace", BETAS[1]): ("ACE, beta 50", "tab:orange", "-"),
     ("ace", BETAS[2]): ("ACE, beta 100", "tab:red", "-"),
@@ -43,11 +44,13 @@ def report(path: Path, lab: Laboratory, provenance: str) -> str:
         "# A spiking neuron: amortized cost estimation against NPE",
         "Mean absolute difference of seven standardized features between recordings "
         "and simulations at posterior draws: median [min, max] over networks of the "
-        "mean over recordings. In brackets the fewest and most networks of a line.",
+        "mean over recordings. Coverage belongs to it: draws from a posterior that is "
+        "too narrow for the truth also come near.",
         distance_table(rows),
         f"Least distances that a search of the simulator finds: {found}.",
         "How many simulations NPE needs for the same distance, over those of ACE: the "
-        "better of both NPE at each N, medians over networks, log-log interpolation; "
+        "better NPE at each N, medians over networks, log-log interpolation between "
+        "the N that are in the table; "
         "> where even NPE's largest N is worse, < where its smallest is better.",
         factor_table(rows),
         provenance,
@@ -150,11 +153,12 @@ def plot_distances(rows: list[Row], least: dict[str, torch.Tensor], path: Path) 
 
 def plot_traces(rows: list[Row], lab: Laboratory, path: Path) -> None:
     """Draw recorded neurons and simulations at posterior draws, a column a kind."""
-    number = min(row["num_simulations"] for row in rows)
+    numbers = sorted({row["num_simulations"] for row in rows})
+    number = TRACE_NUMBER if TRACE_NUMBER in numbers else numbers[0]
     seed = min(row["seed"] for row in rows)
     num_recordings = max(row["num_recordings"] for row in rows)
     panels = [("ace", TRACE_BETA, number), ("npe", BETAS[0], number)]
-    panels.append(("npe", BETAS[0], max(row["num_simulations"] for row in rows)))
+    panels.append(("npe", BETAS[0], numbers[-1]))
     figure = Figure(figsize=(11, 6), layout="constrained")
     axes = figure.subplots(1 + len(panels), len(KINDS), sharex=True, sharey=True)
     for column, kind in enumerate(KINDS):
