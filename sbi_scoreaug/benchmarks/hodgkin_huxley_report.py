@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullLocator
 
 from sbi_scoreaug.benchmarks.cells import Row, read_rows
 from sbi_scoreaug.benchmarks.hodgkin_huxley_data import KINDS, Laboratory
@@ -145,6 +146,9 @@ def plot_distances(rows: list[Row], least: dict[str, torch.Tensor], path: Path) 
             ax.fill_between(list(values), low, high, color=color, alpha=0.2, lw=0)
         ax.axhline(float(least[kind].mean()), color="0.3", lw=0.8, label="search")
         ax.set(title=kind.replace("_", " "), xscale="log", yscale="log")
+        numbers = sorted({row["num_simulations"] for row in rows})
+        ax.set_xticks(numbers, list(map(str, numbers)))
+        ax.xaxis.set_minor_locator(NullLocator())
         ax.set_xlabel("simulations N")
     axes[0].set_ylabel("predictive feature distance")
     axes[0].legend(fontsize="x-small", frameon=False)
