@@ -69,6 +69,7 @@ def test_infer_trains_on_scores_given_as_a_function(registered, logs_elsewhere):
 
 
 def test_a_name_that_is_taken_is_left_alone(monkeypatch):
+    monkeypatch.delattr(sbi.inference, "SCORE_NRE", raising=False)
     monkeypatch.setattr(sbi.inference, "ACE", NRE_A, raising=False)
     with pytest.raises(InvalidInputError, match="'ACE'"):
         register()

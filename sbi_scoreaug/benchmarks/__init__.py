@@ -9,4 +9,5 @@ NAMES = {
     "keeping_score": "ScoreAugmentedNRE: how many simulations a score is worth",
     "score_npe": "ScoreNPE: samplers for sets, with exact scores",
     "amortized_cost": "AmortizedCostEstimator: generalized posteriors, wrong models",
+    "amortized_cost_hodgkin_huxley": "AmortizedCostEstimator: a neuron, against NPE",
 }

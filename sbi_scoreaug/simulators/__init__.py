@@ -9,6 +9,7 @@ offer `prior`, `dim_theta`, `shape_x`, a call that simulates, `log_prob`, `score
 `UniformPolynomial`, `TwoMoons`, `LinearGaussianCost` and `GaussianMixtureTrials` know
 their expected cost instead, and with it their exact generalized posterior at every
 temperature, for observations within the model and outside of it; see `cost_base`.
+`HodgkinHuxley`, a neuron, knows neither: it is what a user has.
 """
 
 from sbi_scoreaug.simulators.base import BoxSimulator, ScoredSimulator
@@ -21,6 +22,7 @@ from sbi_scoreaug.simulators.gaussian_mixture_likelihood import (
 from sbi_scoreaug.simulators.gaussian_mixture_trials import GaussianMixtureTrials
 from sbi_scoreaug.simulators.gaussian_process import GaussianProcessField
 from sbi_scoreaug.simulators.grid import GridPosterior, theta_grid
+from sbi_scoreaug.simulators.hodgkin_huxley import HodgkinHuxley
 from sbi_scoreaug.simulators.linear_gaussian import LinearGaussian
 from sbi_scoreaug.simulators.linear_gaussian_cost import LinearGaussianCost
 from sbi_scoreaug.simulators.linear_mixture import LinearGaussianMixture
@@ -42,6 +44,7 @@ __all__ = [
     "GaussianMixtureTrials",
     "GaussianProcessField",
     "GridPosterior",
+    "HodgkinHuxley",
     "LinearGaussian",
     "LinearGaussianCost",
     "LinearGaussianMixture",
