@@ -7,15 +7,32 @@ Four tables, described in `score_npe_exact` (1), `score_npe_trained` (2, 3) and
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any, NamedTuple
 
-from sbi_scoreaug.benchmarks.cells import run_cells
+from sbi_scoreaug.benchmarks import score_npe_cost, score_npe_exact, score_npe_trained
+from sbi_scoreaug.benchmarks.cells import Row, provenance, read_rows, run_cells
+from sbi_scoreaug.benchmarks.score_npe_cost import cost_cell, cost_cells
 from sbi_scoreaug.benchmarks.score_npe_exact import (
     EXACT_METHODS,
     ExactScores,
     exact_cell,
     exact_cells,
+)
+from sbi_scoreaug.benchmarks.score_npe_plots import (
+    plot_bounded,
+    plot_cost,
+    plot_exact,
+    plot_trained,
+)
+from sbi_scoreaug.benchmarks.score_npe_report import (
+    bounded_table,
+    cost_table,
+    exact_table,
+    modes_table,
+    trained_table,
 )
 from sbi_scoreaug.benchmarks.score_npe_trained import (
     METHODS,
@@ -27,27 +44,108 @@ from sbi_scoreaug.benchmarks.score_npe_trained import (
 
 __all__ = ["ExactScores", "main"]
 
+FIRST_SET = 1
+
+
+class Table(NamedTuple):
+    """What computes and shows one of the four tables."""
+
+    name: str
+    title: str
+    cells: Callable[[bool, Sequence[str]], list[Row]]
+    cell: Callable[..., Row]
+    show: Callable[[list[Row]], str]
+    plot: Callable[[list[Row], Path], None]
+    about: Any
+
+
+def _show_trained(rows: list[Row]) -> str:
+    modes = "Error of the share of samples on one side, bimodal task:"
+    return f"{trained_table(rows)}\n\n{modes}\n\n{modes_table(rows)}"
+
+
+TABLES = {
+    1: Table(
+        "exact",
+        "1. Exact scores",
+        lambda quick, methods: exact_cells(quick, methods, FIRST_SET),
+        exact_cell,
+        exact_table,
+        plot_exact,
+        score_npe_exact,
+    ),
+    2: Table(
+        "trained",
+        "2. Trained networks",
+        lambda quick, methods: trained_cells(quick, methods, FIRST_SET),
+        trained_cell,
+        _show_trained,
+        plot_trained,
+        score_npe_trained,
+    ),
+    3: Table(
+        "bounded",
+        "3. Box prior",
+        lambda quick, _: bounded_cells(quick),
+        bounded_cell,
+        bounded_table,
+        plot_bounded,
+        score_npe_trained,
+    ),
+    4: Table(
+        "cost",
+        "4. Cost",
+        lambda quick, _: cost_cells(quick),
+        cost_cell,
+        cost_table,
+        plot_cost,
+        score_npe_cost,
+    ),
+}
+
 
 def main(argv: Sequence[str]) -> None:
     """Run the benchmark; see `--help`."""
-    parser = argparse.ArgumentParser("sbi_scoreaug.benchmarks score_npe")
+    parser = argparse.ArgumentParser(
+        "sbi_scoreaug.benchmarks score_npe",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("--quick", action="store_true", help="about two minutes")
     parser.add_argument("--out", type=Path, default=Path("score_npe"))
-    parser.add_argument("--jobs", type=int, default=1, help="processes")
-    parser.add_argument("--tables", nargs="+", type=int, default=[1, 2, 3, 4])
+    parser.add_argument("--jobs", type=int, default=1, help="processes; table 4: one")
+    parser.add_argument(
+        "--report", action="store_true", help="of the cells finished so far, no more"
+    )
+    parser.add_argument(
+        "--tables", nargs="+", type=int, choices=TABLES, default=list(TABLES)
+    )
     methods = [*EXACT_METHODS, *METHODS]
-    parser.add_argument("--methods", nargs="+", choices=methods, default=methods)
+    parser.add_argument(
+        "--methods", nargs="+", choices=methods, default=methods, help="of tables 1, 2"
+    )
     arguments = parser.parse_args(argv)
-    quick, out, jobs = arguments.quick, arguments.out, arguments.jobs
-    if 1 in arguments.tables:
-        run_cells(
-            exact_cells(quick, arguments.methods, 1),
-            exact_cell,
-            out / "exact.csv",
-            jobs,
-        )
-    if 2 in arguments.tables:
-        cells = trained_cells(quick, arguments.methods, 1)
-        run_cells(cells, trained_cell, out / "trained.csv", jobs)
-    if 3 in arguments.tables:
-        run_cells(bounded_cells(quick), bounded_cell, out / "bounded.csv", jobs)
+    quick, out, start = arguments.quick, arguments.out, time.time()
+    command = "python -m sbi_scoreaug.benchmarks score_npe " + " ".join(argv)
+    parts = ["# score_npe", provenance(command.strip())]
+    notes = out / "notes.md"
+    if notes.exists() and not quick:
+        parts.append(notes.read_text().strip())
+    for number in arguments.tables:
+        table = TABLES[number]
+        path = out / f"{'quick_' if quick else ''}{table.name}.csv"
+        if arguments.report:
+            rows = read_rows(path)
+        else:
+            jobs = 1 if number == 4 else arguments.jobs
+            cells = table.cells(quick, arguments.methods)
+            rows = run_cells(cells, table.cell, path, jobs)
+        if rows:
+            table.plot(rows, path.with_suffix(".png"))
+            about = table.about.__doc__.split("\n\n", 1)[1].strip()
+            parts += [f"## {table.title}"]
+            parts += [about] if number != 3 else []
+            parts += [f"![{table.title}]({path.stem}.png)", table.show(rows)]
+    report = "\n\n".join(parts)
+    (out / ("quick.md" if quick else "README.md")).write_text(report + "\n")
+    print(f"\n{report}\n\nWritten to {out}/ after {time.time() - start:.0f} s.")

@@ -131,7 +131,9 @@ def draw(method: str, posterior: Any, x: Tensor, num_samples: int) -> Tensor:
     elif method in OWN:
         options |= OWN[method]
     else:
-        options |= {"iid_method": method.split()[1]}
+        # The time is for box priors, where the host rejects what lies outside.
+        options |= {"iid_method": method.split()[1], "max_sampling_time": 600.0}
+        options |= {"return_partial_on_timeout": True}
     return posterior.sample((num_samples,), x=x, **options)
 
 
