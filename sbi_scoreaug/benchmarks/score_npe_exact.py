@@ -2,8 +2,9 @@ r"""Table 1 of score_npe: with exact scores, what error is the sampler's alone?
 
 For each problem and number n of observations fresh sets are drawn, every sampler runs
 on the exact scores of single observations, and its samples are held against exact ones
-(`score_npe_metrics`). References are enumerated up to n = 10, and the ends of long
-Gibbs chains beyond. *Perfect draws* are a second exact sample: the floor.
+(`score_npe_metrics`). References are enumerated up to n = 10, and the ends of Gibbs
+chains of 30 sweeps beyond (20 could not be told from 60 on other sets). *Perfect draws*
+are a second exact sample: the floor.
 
 Peers are sbi's iid methods in its Euler-Maruyama sampler with all defaults (500 steps),
 given the same exact scores. An evaluation is one call for all observations.
@@ -32,7 +33,7 @@ from sbi_scoreaug.simulators import (
     SignFlip,
 )
 
-SCHEDULE, NUM_EXACT = VPSchedule(), 2000
+SCHEDULE, NUM_EXACT, NUM_SWEEPS = VPSchedule(), 2000, 30
 PROBLEMS: dict[str, Callable[[], LinearGaussianMixture]] = {
     "Gaussian": GaussianGaussian,
     "mixture": GaussianMixtureLikelihood,
@@ -115,7 +116,7 @@ def draw_set(problem: str, num_observations: int, seed: int) -> tuple[Tensor, An
     torch.manual_seed(seed)
     theta = simulator.prior.sample(torch.Size([1])).double()
     x = simulator(theta.expand(num_observations, -1))
-    return x, Reference(simulator.reference_samples(NUM_EXACT, x))
+    return x, Reference(simulator.reference_samples(NUM_EXACT, x, NUM_SWEEPS))
 
 
 def run_own(
@@ -161,7 +162,8 @@ def exact_cell(
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of steps that were shrunk, for one
             if method == FLOOR:
-                drawn, calls = simulator.reference_samples(samples, x), 0
+                drawn = simulator.reference_samples(samples, x, NUM_SWEEPS)
+                calls = 0
             elif method in OWN:
                 drawn, calls = run_own(simulator, x, samples, **OWN[method])
             else:
@@ -178,18 +180,26 @@ def exact_cells(quick: bool, methods: Sequence[str], seed: int) -> list[Row]:
     """Return the settings of table 1, the fast methods of all problems first."""
     fast = (FLOOR, "auto", "auto, polish", "auto, polish, jump")
     slow = ("composed", "sbi fnpe") if quick else LIMITS
-    cells = []
-    for group in (fast, *((name,) for name in slow if name not in fast)):
-        for problem in PROBLEMS:
-            sizes = (1, 2, 8, 32, 100, 1000) if problem in GAUSSIAN else (1, 2, 8, 32)
-            for n in (2, 8) if quick else sizes:
-                for method in group:
-                    limit = LIMITS.get(method, Limit(sizes, 10))
-                    wanted = method in methods and problem in limit.problems
-                    if not wanted or n not in limit.sizes:
-                        continue
-                    cell = {"problem": problem, "method": method, "num_observations": n}
-                    sets = min(limit.sets, 2) if quick else limit.sets
-                    cell |= {"sets": sets, "samples": limit.samples, "seed": seed}
-                    cells.append(cell)
-    return cells
+    slowest = [(name,) for name in slow if name not in fast]
+    small, large = (1, 2, 8, 32, 100), (1000,)
+    blocks = [(fast, small), (fast, large), *((group, small) for group in slowest)]
+    return [
+        cell
+        for group, sizes in ([(fast, (2, 8)), *blocks[2:]] if quick else blocks)
+        for problem in PROBLEMS
+        for n in sizes
+        for method in group
+        if method in methods and (cell := _cell(problem, method, n, quick, seed))
+    ]
+
+
+def _cell(problem: str, method: str, n: int, quick: bool, seed: int) -> Row | None:
+    sizes = (1, 2, 8, 32, 100, 1000) if problem in GAUSSIAN else (1, 2, 8, 32)
+    limit = LIMITS.get(method, Limit(sizes, 10))
+    if n not in limit.sizes or n not in sizes or problem not in limit.problems:
+        return None
+    if quick and n not in (2, 8):
+        return None
+    cell: Row = {"problem": problem, "method": method, "num_observations": n}
+    sets = min(limit.sets, 2) if quick else limit.sets
+    return cell | {"sets": sets, "samples": limit.samples, "seed": seed}
