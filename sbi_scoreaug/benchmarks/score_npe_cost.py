@@ -50,14 +50,15 @@ def run_once(method: str, num_observations: int, samples: int) -> Row:
     """Train for a moment, sample once, and return seconds, memory and weights."""
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    simulator, quiet = GaussianGaussian(), {"show_progress_bars": False}
+    quiet: dict[str, Any] = {"show_progress_bars": False, "tracker": NoTracker()}
+    simulator = GaussianGaussian()
     theta = simulator.prior.sample(torch.Size([2000]))
     trainer: Any
     if method in OWN:
-        trainer = ScoreNPE(simulator.prior, tracker=NoTracker(), **quiet)
+        trainer = ScoreNPE(simulator.prior, **quiet)
     else:
         wide = posterior_score_nn("mlp", sde_type="vp", hidden_features=HOST_WIDTH)
-        trainer = NPSE(simulator.prior, wide, tracker=NoTracker(), **quiet)
+        trainer = NPSE(simulator.prior, wide, **quiet)
     x = simulator(theta)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
