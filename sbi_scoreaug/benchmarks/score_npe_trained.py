@@ -54,10 +54,10 @@ class Share(NamedTuple):
 METHODS: dict[str, Share] = {
     "ScoreNPE": Share(seeds=(1, 2, 3)),
     "NPE on sets": Share(seeds=(1, 2)),
-    "NPSE fnpe": Share((2, 8, 1, 4, 32), sets=3, budgets=(1000, 10_000)),
-    "NPSE gauss": Share((2, 8, 4), sets=3, budgets=(1000, 10_000)),
-    "NPSE auto_gauss": Share((2, 8, 4), sets=2, budgets=(1000, 10_000)),
-    "NPSE jac_gauss": Share((2, 4), sets=1, budgets=(1000, 10_000)),
+    "NPSE fnpe": Share((2, 8, 1), sets=3, budgets=(1000, 10_000)),
+    "NPSE gauss": Share((2, 8), sets=3, budgets=(1000, 10_000)),
+    "NPSE auto_gauss": Share((2, 8), sets=2, budgets=(1000, 10_000)),
+    "NPSE jac_gauss": Share((2,), sets=1, budgets=(1000, 10_000)),
     "ScoreNPE, polish": Share((2, 8, 32), sets=10, budgets=(1000, 10_000)),
 }
 BOUNDED = "bounded"
