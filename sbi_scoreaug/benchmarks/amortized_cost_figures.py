@@ -38,7 +38,8 @@ Figures = dict[str, float]
 POINTS_PER_AXIS = {1: 1000, 2: 200}
 NUM_SAMPLES, NUM_PARTICLES = 1000, 500
 NUM_TESTED = 3  # observations for the classifier; the bound is over all
-REPEATS = 6  # of the moves at a temperature that is asked for
+NUM_MOVES = 4  # on every rung
+REPEATS = 6  # of these moves at a temperature that is asked for
 TEST_10D = {"num_steps": 200, "learning_rate": 2e-3}
 
 
@@ -145,7 +146,7 @@ def annealed_draws(
     num_particles: int = NUM_PARTICLES,
 ) -> list[Tensor]:
     """Particles `(num_observations, num_particles, dim)` at rising temperatures."""
-    particles = AnnealedPosteriors(energy, prior, x, num_particles)
+    particles = AnnealedPosteriors(energy, prior, x, num_particles, NUM_MOVES)
     rung = 0.05 / particles.cost.std(dim=1).mean().item()
     draws = []
     for temperature in temperatures:

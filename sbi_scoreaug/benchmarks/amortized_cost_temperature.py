@@ -20,7 +20,7 @@ from sbi_scoreaug.amortized_cost.point_distances import QuadraticDistance
 from sbi_scoreaug.benchmarks.cells import Row
 from sbi_scoreaug.simulators import LinearGaussianCost
 
-NUM_HELD_OUT = 256
+DEFAULT_HELD_OUT = 256  # observations that `calibrate_beta` uses at most
 
 
 def isotropic() -> LinearGaussianCost:
@@ -71,7 +71,12 @@ class ExactCost(nn.Module):
 
 
 def cell(
-    problem: str, network: str, factor: float, num_simulations: int, seed: int
+    problem: str,
+    network: str,
+    factor: float,
+    num_simulations: int,
+    seed: int,
+    num_held_out: int,
 ) -> Row:
     """Calibrate by both rules on simulations that training did not see."""
     task = PROBLEMS[problem]()
@@ -83,10 +88,16 @@ def cell(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         if network == "exact":
-            held_out = theta[:NUM_HELD_OUT], x[:NUM_HELD_OUT]
+            held_out = theta[:num_held_out], x[:num_held_out]
             cost = ExactCost(task, factor)
             for rule in ("ml", "coverage"):
-                found = calibrate_beta(cost, task.prior, *held_out, rule)  # type: ignore[arg-type]
+                found = calibrate_beta(
+                    cost,  # type: ignore[arg-type]
+                    task.prior,
+                    *held_out,
+                    rule,
+                    num_observations=num_held_out,
+                )
                 row.update({rule: found.beta, f"stderr_{rule}": found.stderr})
         else:
             trainer = AmortizedCostEstimator(
@@ -102,30 +113,39 @@ def cell(
 
 def cells_of(quick: bool, seeds: Sequence[int]) -> list[Row]:
     """Return the settings of the cells of table 2."""
-    networks = (("exact", 1000),) if quick else (("exact", 1000), ("trained", 3000))
-    names = ("problem", "network", "factor", "num_simulations", "seed")
+    networks = [
+        ("exact", 1000, DEFAULT_HELD_OUT),
+        ("trained", 3000, DEFAULT_HELD_OUT),
+        ("exact", 1000, 1000),
+    ]
+    names = ("problem", "network", "factor", "num_simulations", "seed", "num_held_out")
     return [
         dict(zip(names, settings, strict=True))
-        for network, number in networks
+        for network, number, held_out in (networks[:1] if quick else networks)
         for seed in (seeds[:1] if quick else seeds)
         for problem in PROBLEMS
         for factor in ((1.0, 7.0) if seed == seeds[0] else (1.0,))
-        for settings in [(problem, network, factor, number, seed)]
+        for settings in [(problem, network, factor, number, seed, held_out)]
     ]
+
+
+def _order(row: Row) -> tuple[str, str, int, int]:
+    return row["problem"], row["network"], row["num_held_out"], row["seed"]
 
 
 def table(rows: list[Row]) -> str:
     """Return table 2 in Markdown: found beta over the exact one."""
     lines = [
-        "| problem | cost | distance times | seed | exact beta | ml / exact | "
+        "| problem | cost | held out | distance times | seed | exact beta | ml / exact | "
         "coverage / exact | standard errors of log beta |",
-        "|---|---|---|---|---|---|---|---|",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
-    for row in sorted(rows, key=lambda r: (r["problem"], r["network"], r["seed"])):
+    for row in sorted(rows, key=_order):
         ratios = [row[rule] / row["exact_beta"] for rule in ("ml", "coverage")]
         number = "" if row["network"] == "exact" else f", N = {row['num_simulations']}"
         lines.append(
-            f"| {row['problem']} | {row['network']}{number} | {row['factor']:g} | "
+            f"| {row['problem']} | {row['network']}{number} | {row['num_held_out']} | "
+            f"{row['factor']:g} | "
             f"{row['seed']} | {row['exact_beta']:.3g} | {ratios[0]:.3f} | "
             f"{ratios[1]:.3f} | {row['stderr_ml']:.3f}, {row['stderr_coverage']:.3f} |"
         )
