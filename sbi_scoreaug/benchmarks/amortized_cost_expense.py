@@ -21,7 +21,7 @@ from sbi_scoreaug.benchmarks.amortized_cost_methods import ace_trainer
 from sbi_scoreaug.benchmarks.cells import Row
 from sbi_scoreaug.simulators import TwoMoons
 
-CHAINS = {"num_chains": 20, "warmup_steps": 20, "thin": 1}
+CHAINS = MCMCPosteriorParameters(num_chains=20, warmup_steps=20, thin=1)
 
 MEMORY_PROGRAM = """
 import json, resource, sys, warnings
@@ -65,14 +65,13 @@ def sampling_cell(num_simulations: int, seed: int, num_samples: int) -> Row:
     x = task(theta)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        chains = MCMCPosteriorParameters(**CHAINS)
         ours = ace_trainer(task)
         ours.append_simulations(theta, x).train(max_num_epochs=10)
         theirs = NLE_A(task.prior, show_progress_bars=False)
         theirs.append_simulations(theta, x).train(max_num_epochs=10)
         posteriors = {
-            "ace": ours.build_posterior(beta=100.0, posterior_parameters=chains),
-            "nle": theirs.build_posterior(posterior_parameters=chains),
+            "ace": ours.build_posterior(beta=100.0, posterior_parameters=CHAINS),
+            "nle": theirs.build_posterior(posterior_parameters=CHAINS),
         }
         row: Row = {}
         for name, posterior in posteriors.items():

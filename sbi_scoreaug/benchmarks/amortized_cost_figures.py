@@ -70,7 +70,7 @@ def _predictive(
     """Figures from draws `(num_observations, num_samples, dim_theta)` alone."""
     pairs = zip(draws, x, strict=True)
     cost = torch.stack([task.expected_cost(d, row[None]) for d, row in pairs])
-    figures = dict.fromkeys(FIGURES, math.nan)
+    figures: Figures = dict.fromkeys(FIGURES, math.nan)
     figures["distance"] = cost.mean().item()
     figures["excess"] = (cost.mean(dim=1) - least).mean().item()
     figures["coverage"] = coverage(draws, truth)

@@ -177,7 +177,7 @@ def smcabc(task: CostSimulator, theta: Tensor, x: Tensor) -> Fit:
             show_progress_bars=False,
         )
         particles = max(20, len(theta) // 20)
-        _, summary = sampler(  # type: ignore[misc]
+        results: Any = sampler(
             x_o.flatten(1),
             num_particles=particles,
             num_initial_pop=2 * particles,
@@ -186,6 +186,7 @@ def smcabc(task: CostSimulator, theta: Tensor, x: Tensor) -> Fit:
             distance_based_decay=True,
             return_summary=True,
         )
+        summary = results[1]
         weights = summary["weights"][-1].exp()
         rows = weights.multinomial(num_samples, replacement=True)
         return summary["particles"][-1][rows]

@@ -170,6 +170,9 @@ def report(rows: dict[str, list[Row]], provenance: str, notes: str) -> str:
         predictive_table(figures),
         "## 2. Rules for beta",
         temperature.table(rows["temperature"]),
+        "## 3. Hodgkin-Huxley",
+        "A file of its own: `python -m sbi_scoreaug.benchmarks "
+        "amortized_cost_hodgkin_huxley`.",
         "## 4. CPU seconds of training, defaults, same simulations",
         training_table(figures),
         "### Sampling and memory (two moons)",
