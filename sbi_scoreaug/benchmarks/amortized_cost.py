@@ -74,6 +74,7 @@ def cell(
     for kind in KINDS:
         for level in LEVELS:
             row.update({f"{name}_{kind}_{level}": math.nan for name in FIGURES})
+    _load_optimizer()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         fit = METHODS[method](task, theta, x)
@@ -86,6 +87,11 @@ def cell(
     row["cpu_train"] = round(fit.cpu, 2)
     row["cpu_measure"] = round(time.process_time() - start, 2)
     return row
+
+
+def _load_optimizer() -> None:
+    """Let torch import what its first optimiser needs: seconds, of nobody's training."""
+    torch.optim.Adam([torch.zeros(1, requires_grad=True)])
 
 
 def cells_of(quick: bool, problems: Sequence[str], seeds: Sequence[int]) -> list[Row]:
