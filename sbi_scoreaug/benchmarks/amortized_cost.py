@@ -90,7 +90,7 @@ def cell(
 
 
 def _load_optimizer() -> None:
-    """Let torch import what its first optimiser needs: seconds, of nobody's training."""
+    """Let torch import what its first optimiser needs, outside of timed training."""
     torch.optim.Adam([torch.zeros(1, requires_grad=True)])
 
 
