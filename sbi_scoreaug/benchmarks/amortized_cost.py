@@ -30,10 +30,12 @@ from typing import Any
 import torch
 
 from sbi_scoreaug.benchmarks import amortized_cost_expense as expense
+from sbi_scoreaug.benchmarks import amortized_cost_ladder as ladder
 from sbi_scoreaug.benchmarks import amortized_cost_temperature as temperature
 from sbi_scoreaug.benchmarks.amortized_cost_figures import FIGURES, measure
 from sbi_scoreaug.benchmarks.amortized_cost_methods import METHODS
-from sbi_scoreaug.benchmarks.amortized_cost_report import plot, report
+from sbi_scoreaug.benchmarks.amortized_cost_plot import plot
+from sbi_scoreaug.benchmarks.amortized_cost_report import report
 from sbi_scoreaug.benchmarks.cells import Row, provenance, read_rows, run_cells
 from sbi_scoreaug.simulators import (
     CostSimulator,
@@ -134,6 +136,23 @@ def cells_of(quick: bool, problems: Sequence[str], seeds: Sequence[int]) -> list
     ]
 
 
+def ladder_cell(
+    problem: str, num_simulations: int, seed: int, num_held_out: int
+) -> Row:
+    """Follow one trained cost over a ladder of beta; see `amortized_cost_ladder`."""
+    return ladder.ladder_cell(PROBLEMS[problem](), num_simulations, seed, num_held_out)
+
+
+def ladder_cells(
+    quick: bool, problems: Sequence[str], seeds: Sequence[int]
+) -> list[Row]:
+    """Return the settings of the ladders, in the order of `problems`."""
+    names = ("problem", "num_simulations", "seed", "num_held_out")
+    number = 200 if quick else 1000
+    some = problems[:1] if quick else problems
+    return [dict(zip(names, (p, number, seeds[0], 100), strict=True)) for p in some]
+
+
 def main(argv: Sequence[str]) -> None:
     """Run the benchmark; see `--help`."""
     options = _parse(argv)
@@ -144,6 +163,7 @@ def main(argv: Sequence[str]) -> None:
     seeds = options.seeds or ([1] if options.quick else [1, 2, 3])
     tables: dict[str, tuple[list[Row], Any]] = {
         "figures": (cells_of(options.quick, problems, seeds), cell),
+        "ladder": (ladder_cells(options.quick, problems, seeds), ladder_cell),
         "temperature": (temperature.cells_of(options.quick, seeds), temperature.cell),
         "sampling": (expense.sampling_cells(options.quick), expense.sampling_cell),
         "memory": (expense.memory_cells(options.quick), expense.memory_cell),
@@ -156,7 +176,8 @@ def main(argv: Sequence[str]) -> None:
         else:
             rows[name] = run_cells(cells, function, path, options.jobs)
     command = "python -m sbi_scoreaug.benchmarks amortized_cost " + " ".join(argv)
-    text = report(rows, provenance(command.strip()), _notes(out))
+    ladders = ladder.table(rows["ladder"], PROBLEMS)
+    text = report(rows, ladders, provenance(command.strip()), _notes(out))
     (out / ("quick.md" if options.quick else "README.md")).write_text(text + "\n")
     plot(
         rows["figures"], out / ("quick.png" if options.quick else "amortized_cost.png")
@@ -170,7 +191,7 @@ def _parse(argv: Iterable[str]) -> argparse.Namespace:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    names = ("figures", "temperature", "sampling", "memory")
+    names = ("figures", "ladder", "temperature", "sampling", "memory")
     parser.add_argument("--quick", action="store_true", help="about two minutes")
     parser.add_argument("--out", type=Path, default=Path("amortized_cost"))
     parser.add_argument("--jobs", type=int, default=1, help="processes")
