@@ -173,6 +173,8 @@ def training_table(rows: list[Row]) -> str:
                     rows, problem=problem, num_simulations=number, method=method
                 )
                 seconds.append(median(r["cpu_train"] for r in some) if some else nan)
+            if isnan(seconds[0]):
+                continue
             ratios = [seconds[0] / other for other in seconds[1:]]
             lines.append(
                 (
