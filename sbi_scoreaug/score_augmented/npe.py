@@ -174,7 +174,7 @@ class ScoreAugmentedNPE(ScoreAugmentedDensityTerm, NPE_C):
     def surrogate_score(self, theta: Tensor, x: Tensor) -> Tensor:
         """Return grad_theta log q(theta|x) - grad log p(theta), a likelihood score.
 
-        Arguments, return value and errors as in `ScoreTerm.surrogate_score`; also:
+        Arguments, return value and errors as in `SurrogateScore.surrogate_score`; also:
 
         Raises:
             InvalidInputError: A prior without gradient.

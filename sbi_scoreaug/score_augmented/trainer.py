@@ -29,8 +29,6 @@ from torch import Tensor
 from sbi_scoreaug._host import assert_all_finite
 from sbi_scoreaug.errors import (
     InvalidInputError,
-    InvalidStateError,
-    InvalidTypeError,
     require_positive,
 )
 from sbi_scoreaug.score_augmented.loss import (
@@ -43,6 +41,7 @@ from sbi_scoreaug.score_augmented.monitor import ScoreMonitor
 from sbi_scoreaug.score_augmented.pairs import SCORE_PAIRS, PairTable, supervised_pairs
 from sbi_scoreaug.score_augmented.schedule import SteadyTraining
 from sbi_scoreaug.score_augmented.smoothness import require_smooth
+from sbi_scoreaug.score_augmented.surrogate import SurrogateScore
 from sbi_scoreaug.score_augmented.weighting import (
     FixedWeights,
     ScoreWeighting,
@@ -52,7 +51,7 @@ from sbi_scoreaug.score_augmented.weighting import (
 from sbi_scoreaug.scores.carrier import ScoreCarrier
 
 
-class ScoreTerm(ScoreMonitor, SteadyTraining, ScoreCarrier):
+class ScoreTerm(SurrogateScore, ScoreMonitor, SteadyTraining, ScoreCarrier):
     """Mixin that augments the loss of a trainer of sbi with exact scores."""
 
     _weighting_rule = "uncertainty"
@@ -253,63 +252,3 @@ class ScoreTerm(ScoreMonitor, SteadyTraining, ScoreCarrier):
     def _whitened_by(self, theta: Tensor, score: Tensor) -> Tensor:
         """Hook: the targets `(num_simulations, dim_theta)` that set the scale."""
         return score
-
-    # --- after training --------------------------------------------------------------
-
-    def surrogate_score(self, theta: Tensor, x: Tensor) -> Tensor:
-        """Return the score that the trained network implies, grad_theta f(theta, x).
-
-        Args:
-            theta: `(batch, dim_theta)`.
-            x: `(batch, *shape_x)`, or one row `(1, *shape_x)` for all theta.
-
-        Returns:
-            `(batch, dim_theta)`.
-
-        Raises:
-            InvalidStateError: Before training.
-            InvalidTypeError: Something else than tensors.
-            InvalidInputError: Different numbers of rows.
-        """
-        if self._neural_net is None:
-            raise InvalidStateError(
-                "the surrogate's score: expected a trained network, got none. Call "
-                "train() first."
-            )
-        if not (isinstance(theta, Tensor) and isinstance(x, Tensor)):
-            raise InvalidTypeError(
-                f"theta and x: expected tensors, got {type(theta).__name__} and "
-                f"{type(x).__name__}. Convert them with torch.as_tensor(..., "
-                "dtype=torch.float32)."
-            )
-        if len(x) == 1:
-            x = x.expand(len(theta), *x.shape[1:])
-        if len(theta) != len(x):
-            raise InvalidInputError(
-                f"theta and x: expected one row each a pair, got {len(theta)} and "
-                f"{len(x)} rows."
-            )
-        with torch.enable_grad():
-            return self._surrogate_gradient(
-                theta.to(self._device),
-                x.to(self._device),
-            )
-
-    def fisher_information(self, theta: Tensor, x: Tensor) -> Tensor:
-        """Return the mean of s s' over pairs, s the surrogate's score.
-
-        With all rows of theta equal and x simulated there this estimates the Fisher
-        information at theta; with theta from the prior, its prior expectation.
-
-        Args:
-            theta: `(batch, dim_theta)`.
-            x: `(batch, *shape_x)`, simulated at theta.
-
-        Returns:
-            `(dim_theta, dim_theta)`, in units of 1 / (theta theta').
-
-        Raises:
-            InvalidStateError, InvalidInputError: As in `surrogate_score`.
-        """
-        score = self.surrogate_score(theta, x)
-        return score.T @ score / len(score)
