@@ -169,11 +169,13 @@ DENSITY_ESTIMATORS = [
 def test_every_flow_of_sbi_comes_closer_to_the_score(name, model):
     """At a rate of 1e-3: at 5e-3 the error of nsf and of mdn in NLE grew at first.
 
-    With 200 simulations that of nsf in NLE grew even so: 20 of them validate.
+    With 200 simulations that of nsf in NLE grew even so: 20 of them validate. zuko's
+    ReLU networks are slower: after 3 epochs the error of its maf falls by a twentieth.
     """
     build = NETWORKS[name](model, hidden_features=16, num_transforms=2)
     trainer = scored(name, 500, classifier=build)
-    train(trainer, max_num_epochs=3, learning_rate=1e-3)
+    epochs = 15 if model == "zuko_maf" else 3
+    train(trainer, max_num_epochs=epochs, learning_rate=1e-3)
     errors = torch.tensor(trainer.summary["score_error"])
     assert errors.isfinite().all()
     assert errors[-1].sum() < 0.9 * errors[0].sum()
