@@ -183,8 +183,8 @@ def training_table(rows: list[Row]) -> str:
                 (
                     problem,
                     str(number),
-                    *(f"{s:.1f}" for s in seconds),
-                    *(f"{ratio:.2f}" for ratio in ratios),
+                    *("-" if isnan(s) else f"{s:.1f}" for s in seconds),
+                    *("-" if isnan(r) else f"{r:.2f}" for r in ratios),
                 )
             )
     return _markdown(head, lines)
