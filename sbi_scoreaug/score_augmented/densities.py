@@ -33,7 +33,6 @@ class ScoreAugmentedDensityTerm(ScoreTerm):
     """Mixin of the score term for sbi's density estimators; see `nle` and `npe`."""
 
     _weighting_rule = "pooled_uncertainty"
-    _joint: tuple[Tensor, Tensor] | None = None
 
     def __init__(
         self,
@@ -93,22 +92,3 @@ class ScoreAugmentedDensityTerm(ScoreTerm):
         losses = super()._loss(leaf, x, *args, **kwargs)
         self._joint = (leaf, -losses)
         return losses
-
-    def _surrogate_gradient(
-        self, theta: Tensor, x: Tensor, create_graph: bool = False
-    ) -> Tensor:
-        """Return grad_theta f; at the batch's own pairs from the host's losses."""
-        joint, self._joint = self._joint, None
-        if joint is None or not torch.equal(joint[0], theta):
-            return super()._surrogate_gradient(theta, x, create_graph)
-        leaf, f = joint
-        return torch.autograd.grad(
-            f.sum(), leaf, create_graph=create_graph, retain_graph=True
-        )[0]
-
-    def _run_training_loop(self, *args: Any, **kwargs: Any) -> Any:
-        """Run the host's loop and let go of the last batch's graph."""
-        try:
-            return super()._run_training_loop(*args, **kwargs)
-        finally:
-            self._joint = None

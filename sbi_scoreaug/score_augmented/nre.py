@@ -25,23 +25,21 @@ from sbi.inference import NRE_A
 from torch import Tensor
 
 from sbi_scoreaug._host import (
-    HostTrainer,
     embed_x,
     log_ratio,
     splits_into_embedding_and_head,
 )
 from sbi_scoreaug.errors import InvalidInputError
 from sbi_scoreaug.score_augmented.classifiers import smooth_classifier_nn
+from sbi_scoreaug.score_augmented.joint_pass import JointPass
 from sbi_scoreaug.score_augmented.trainer import ScoreTerm
 
 SMOOTH_CLASSIFIERS = {"smooth_resnet": "resnet", "smooth_mlp": "mlp"}
 HOST_CLASSIFIERS = ("linear", "mlp", "resnet")
 
 
-class EmbedOnce(HostTrainer):
+class EmbedOnce(JointPass):
     """Mixin for ratio estimation whose logits embed each x once a batch."""
-
-    _joint: tuple[Tensor, Tensor] | None = None
 
     def _classifier_logits(self, theta: Tensor, x: Tensor, num_atoms: int) -> Tensor:
         """Return logits `(batch * num_atoms, ...)`, the joint pair first in each group.
@@ -70,13 +68,6 @@ class EmbedOnce(HostTrainer):
         )
         logits = torch.cat([joint.unsqueeze(1), marginal.view(batch_size, others)], 1)
         return logits.flatten()
-
-    def _run_training_loop(self, *args: Any, **kwargs: Any) -> Any:
-        """Run the host's loop and let go of the last batch's graph."""
-        try:
-            return super()._run_training_loop(*args, **kwargs)
-        finally:
-            self._joint = None
 
 
 class ScoreAugmentedRatioTerm(EmbedOnce, ScoreTerm):
@@ -110,18 +101,6 @@ class ScoreAugmentedRatioTerm(EmbedOnce, ScoreTerm):
     def _log_density(self, estimator: Any, theta: Tensor, x: Tensor) -> Tensor:
         """Return f = log r(x|theta) `(batch,)`."""
         return estimator(theta, x)
-
-    def _surrogate_gradient(
-        self, theta: Tensor, x: Tensor, create_graph: bool = False
-    ) -> Tensor:
-        """Return grad_theta f; at the batch's own pairs from logits at hand."""
-        joint, self._joint = self._joint, None
-        if joint is None or not torch.equal(joint[0], theta):
-            return super()._surrogate_gradient(theta, x, create_graph)
-        leaf, logits = joint
-        return torch.autograd.grad(
-            logits.sum(), leaf, create_graph=create_graph, retain_graph=True
-        )[0]
 
 
 class ScoreAugmentedNRE(ScoreAugmentedRatioTerm, NRE_A):

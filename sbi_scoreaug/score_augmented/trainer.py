@@ -31,6 +31,7 @@ from sbi_scoreaug.errors import (
     InvalidInputError,
     require_positive,
 )
+from sbi_scoreaug.score_augmented.joint_pass import JointPass
 from sbi_scoreaug.score_augmented.loss import (
     resolve_score_loss,
     score_losses,
@@ -51,7 +52,7 @@ from sbi_scoreaug.score_augmented.weighting import (
 from sbi_scoreaug.scores.carrier import ScoreCarrier
 
 
-class ScoreTerm(SurrogateScore, ScoreMonitor, SteadyTraining, ScoreCarrier):
+class ScoreTerm(SurrogateScore, ScoreMonitor, SteadyTraining, JointPass, ScoreCarrier):
     """Mixin that augments the loss of a trainer of sbi with exact scores."""
 
     _weighting_rule = "uncertainty"
@@ -231,10 +232,19 @@ class ScoreTerm(SurrogateScore, ScoreMonitor, SteadyTraining, ScoreCarrier):
     def _surrogate_gradient(
         self, theta: Tensor, x: Tensor, create_graph: bool = False
     ) -> Tensor:
-        """Return grad_theta f(theta, x) `(batch, dim_theta)` of the current network."""
-        leaf = theta.detach().clone().requires_grad_()
-        f = self._log_density(self._neural_net, leaf, x)
-        return torch.autograd.grad(f.sum(), leaf, create_graph=create_graph)[0]
+        """Return grad_theta f(theta, x) `(batch, dim_theta)` of the current network.
+
+        At the batch's own pairs it comes from the host's forward pass (`joint_pass`).
+        """
+        joint, self._joint = self._joint, None
+        if joint is not None and torch.equal(joint[0], theta):
+            (leaf, f), keep_graph = joint, True  # the host's loss needs it still
+        else:
+            leaf, keep_graph = theta.detach().clone().requires_grad_(), create_graph
+            f = self._log_density(self._neural_net, leaf, x)
+        return torch.autograd.grad(
+            f.sum(), leaf, create_graph=create_graph, retain_graph=keep_graph
+        )[0]
 
     def _pair_losses(self, x: Tensor, rows: Tensor) -> Tensor:
         """Return ell `(dim_theta,)` over pairs beyond the simulated ones."""
