@@ -27,8 +27,8 @@ from sbi_scoreaug.errors import InvalidInputError, InvalidTypeError
 from sbi_scoreaug.simulators.grid import GridPosterior, theta_grid
 
 
-class ScoredSimulator(ABC):
-    """A simulator with a known likelihood and score.
+class Simulator(ABC):
+    """What all simulators of this folder share: a prior, and draws of x.
 
     Attributes:
         prior: Prior over `theta`, as sbi's trainers take it.
@@ -62,6 +62,19 @@ class ScoredSimulator(ABC):
         chunks = checked.split(self.rows_at_once)
         with torch.no_grad():
             return torch.cat([self._simulate(rows) for rows in chunks]).to(theta)
+
+    @abstractmethod
+    def _simulate(self, theta: Tensor) -> Tensor: ...
+
+    def _check_theta(self, theta: Tensor) -> Tensor:
+        return _check_tensor("theta", theta, torch.Size([self.dim_theta]))
+
+    def _check_x(self, x: Tensor) -> Tensor:
+        return _check_tensor("x", x, self.shape_x)
+
+
+class ScoredSimulator(Simulator):
+    """A simulator with a known likelihood and score."""
 
     def log_prob(self, theta: Tensor, x: Tensor) -> Tensor:
         """Log likelihood, differentiable in `theta`.
@@ -99,9 +112,6 @@ class ScoredSimulator(ABC):
         return torch.cat([self._score(*rows) for rows in chunks]).to(theta)
 
     @abstractmethod
-    def _simulate(self, theta: Tensor) -> Tensor: ...
-
-    @abstractmethod
     def _log_prob(self, theta: Tensor, x: Tensor) -> Tensor: ...
 
     @abstractmethod
@@ -118,12 +128,6 @@ class ScoredSimulator(ABC):
         if len(x) == 1:
             x_chunks = (x,) * len(theta_chunks)
         return zip(theta_chunks, x_chunks, strict=True)
-
-    def _check_theta(self, theta: Tensor) -> Tensor:
-        return _check_tensor("theta", theta, torch.Size([self.dim_theta]))
-
-    def _check_x(self, x: Tensor) -> Tensor:
-        return _check_tensor("x", x, self.shape_x)
 
     def _check_observation(self, x_o: Tensor) -> Tensor:
         if isinstance(x_o, Tensor) and x_o.shape == self.shape_x:

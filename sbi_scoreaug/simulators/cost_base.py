@@ -16,7 +16,7 @@ registry in `tests/simulators_costs_test.py`: every generic test runs on it.
 Reference: Gao, Deistler & Macke (2023), arXiv 2305.15208.
 """
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 
 import torch
 from sbi.utils import BoxUniform
@@ -24,48 +24,24 @@ from torch import Tensor
 from torch.distributions import Distribution
 
 from sbi_scoreaug.errors import InvalidInputError
-from sbi_scoreaug.simulators.base import _check_tensor
+from sbi_scoreaug.simulators.base import Simulator
 from sbi_scoreaug.simulators.grid import GridPosterior, theta_grid
 
 RANGE_SIMULATIONS = 100_000
 STEP_IN_STDDEVS = 0.5
 
 
-class CostSimulator(ABC):
+class CostSimulator(Simulator):
     """A simulator, a distance, and the exact expectation of that distance.
 
     Attributes:
-        prior: Prior over `theta`, as sbi's trainers take it.
-        shape_x: Shape of one simulation.
         betas: A low, a middle and a high inverse temperature for benchmarks.
         distance_name: The name of `distance` in `sbi_scoreaug.amortized_cost`.
     """
 
-    prior: Distribution
-    shape_x: torch.Size
     betas: tuple[float, float, float]
     distance_name: str = "mse"
-
-    @property
-    def dim_theta(self) -> int:
-        """Number of parameters."""
-        return self.prior.event_shape[0]
-
-    @torch.no_grad()
-    def __call__(self, theta: Tensor) -> Tensor:
-        """Simulate once for every row of `theta`, from torch's global generator.
-
-        Args:
-            theta: Parameters `(batch, dim_theta)`.
-
-        Returns:
-            Simulations `(batch, *shape_x)`.
-
-        Raises:
-            InvalidInputError: If `theta` has another shape or is not finite.
-            InvalidTypeError: If `theta` is not a floating-point tensor.
-        """
-        return self._simulate(self._check_theta(theta)).to(theta)
+    rows_at_once: int = 2**40  # all: these simulators need little memory
 
     def distance(self, x: Tensor, x_t: Tensor) -> Tensor:
         """Distance of simulations and targets: the mean squared difference.
@@ -156,16 +132,7 @@ class CostSimulator(ABC):
             x = torch.where(_as_column(inside, x), x + signs * step, x)
 
     @abstractmethod
-    def _simulate(self, theta: Tensor) -> Tensor: ...
-
-    @abstractmethod
     def _expected_cost(self, theta: Tensor, x_t: Tensor) -> Tensor: ...
-
-    def _check_theta(self, theta: Tensor) -> Tensor:
-        return _check_tensor("theta", theta, torch.Size([self.dim_theta]))
-
-    def _check_x(self, x: Tensor) -> Tensor:
-        return _check_tensor("x", x, self.shape_x)
 
     def _check_observation(self, x_o: Tensor, beta: float) -> Tensor:
         if not 0 < beta < float("inf"):

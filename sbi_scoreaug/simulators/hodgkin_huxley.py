@@ -28,7 +28,7 @@ from sbi.utils import BoxUniform
 from torch import Tensor
 
 from sbi_scoreaug.errors import InvalidInputError, require_positive
-from sbi_scoreaug.simulators.base import _check_tensor
+from sbi_scoreaug.simulators.base import Simulator, _check_tensor
 from sbi_scoreaug.simulators.conductances import CHANGES, Neurons
 
 LOWER = (0.5, 1e-4, 1e-4, 1e-4, 50.0, 40.0, 1e-4, 35.0)
@@ -40,7 +40,7 @@ REFERENCE = -60.0  # powers of V are summed about it
 SMALLEST_VARIANCE = 1e-6
 
 
-class HodgkinHuxley:
+class HodgkinHuxley(Simulator):
     """The conductance model, in float32 and vectorised over parameters.
 
     Args:
@@ -72,7 +72,6 @@ class HodgkinHuxley:
 
     betas = (25.0, 50.0, 100.0)
     distance_name = "mae"
-    rows_at_once = 4096
 
     def __init__(
         self, current: float = 4.0, time_step: float = 0.05, change: str | None = None
@@ -93,30 +92,8 @@ class HodgkinHuxley:
         self.steps_per_block = round(BLOCK / time_step)
         self.time_step = BLOCK / self.steps_per_block
 
-    @property
-    def dim_theta(self) -> int:
-        """Number of parameters."""
-        return len(LOWER)
-
-    @torch.no_grad()
-    def __call__(self, theta: Tensor) -> Tensor:
-        """Simulate once for every row of `theta`, from torch's global generator.
-
-        Args:
-            theta: Parameters `(batch, 8)`; they may lie outside the prior.
-
-        Returns:
-            Features `(batch, 7)`.
-
-        Raises:
-            InvalidInputError: If `theta` has another shape, is not finite, or has a
-                negative conductance or noise, or a leak conductance or time constant
-                that is not positive.
-            InvalidTypeError: If `theta` is not a floating-point tensor.
-        """
-        chunks = self._check_theta(theta).split(self.rows_at_once)
-        features = [_summarize(self._blocks(rows, OFFSET)) for rows in chunks]
-        return torch.cat(features).to(theta)
+    def _simulate(self, theta: Tensor) -> Tensor:
+        return _summarize(self._blocks(theta, OFFSET))
 
     @torch.no_grad()
     def traces(self, theta: Tensor) -> tuple[Tensor, Tensor]:
@@ -156,7 +133,7 @@ class HodgkinHuxley:
         return _summarize(blocks[: round(OFFSET / BLOCK)]).to(voltage)
 
     def _check_theta(self, theta: Tensor) -> Tensor:
-        checked = _check_tensor("theta", theta, torch.Size([self.dim_theta]))
+        checked = super()._check_theta(theta)
         if (checked[:, [0, 1, 3, 6]] < 0).any() or (checked[:, [2, 4]] <= 0).any():
             raise InvalidInputError(
                 "theta: expected conductances and noise of at least 0, positive g_leak "
