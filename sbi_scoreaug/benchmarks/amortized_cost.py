@@ -36,7 +36,13 @@ from sbi_scoreaug.benchmarks.amortized_cost_figures import FIGURES, measure
 from sbi_scoreaug.benchmarks.amortized_cost_methods import METHODS
 from sbi_scoreaug.benchmarks.amortized_cost_plot import plot
 from sbi_scoreaug.benchmarks.amortized_cost_report import report
-from sbi_scoreaug.benchmarks.cells import Row, provenance, read_rows, run_cells
+from sbi_scoreaug.benchmarks.cells import (
+    Row,
+    benchmark_parser,
+    provenance,
+    read_rows,
+    run_cells,
+)
 from sbi_scoreaug.simulators import (
     CostSimulator,
     GaussianMixtureTrials,
@@ -186,18 +192,8 @@ def main(argv: Sequence[str]) -> None:
 
 
 def _parse(argv: Iterable[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m sbi_scoreaug.benchmarks amortized_cost",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = benchmark_parser("amortized_cost", __doc__, "a few minutes")
     names = ("figures", "ladder", "temperature", "sampling", "memory")
-    parser.add_argument("--quick", action="store_true", help="about two minutes")
-    parser.add_argument("--out", type=Path, default=Path("amortized_cost"))
-    parser.add_argument("--jobs", type=int, default=1, help="processes")
-    parser.add_argument(
-        "--report", action="store_true", help="of the cells finished so far, no more"
-    )
     parser.add_argument("--problems", nargs="+", choices=PROBLEMS, default=None)
     parser.add_argument("--seeds", nargs="+", type=int, default=None)
     parser.add_argument(

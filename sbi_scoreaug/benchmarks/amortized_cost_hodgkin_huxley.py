@@ -25,7 +25,6 @@ Reference: Gao, Deistler & Macke (2023), arXiv 2305.15208.
 
 from __future__ import annotations
 
-import argparse
 import itertools
 import math
 import time
@@ -40,7 +39,12 @@ from torch import Tensor
 
 from sbi_scoreaug.amortized_cost import AmortizedCostEstimator
 from sbi_scoreaug.amortized_cost.annealing import RATIO, AnnealedPosteriors
-from sbi_scoreaug.benchmarks.cells import Row, provenance, run_cells
+from sbi_scoreaug.benchmarks.cells import (
+    Row,
+    benchmark_parser,
+    provenance,
+    run_cells,
+)
 from sbi_scoreaug.benchmarks.hodgkin_huxley_data import KINDS, Laboratory, Recordings
 from sbi_scoreaug.simulators import HodgkinHuxley
 
@@ -60,18 +64,14 @@ def main(argv: list[str] | None = None) -> None:
     """
     from sbi_scoreaug.benchmarks.hodgkin_huxley_report import report
 
-    parser = argparse.ArgumentParser(
-        prog="python -m sbi_scoreaug.benchmarks amortized_cost_hodgkin_huxley",
-        description="Amortized cost estimation against NPE on a spiking neuron.",
+    parser = benchmark_parser(
+        "amortized_cost_hodgkin_huxley", __doc__, "one seed, few numbers"
     )
-    parser.add_argument("--quick", action="store_true", help="one seed, few numbers")
-    parser.add_argument("--out", type=Path, default=Path("hodgkin_huxley.csv"))
+    parser.set_defaults(out=Path("hodgkin_huxley.csv"))
     parser.add_argument("--cache", type=Path, default=Path("hodgkin_huxley_cache"))
-    parser.add_argument("--jobs", type=int, default=1, help="processes")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--numbers", type=int, nargs="+", default=[*NUMBERS])
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=[*METHODS])
-    parser.add_argument("--report", action="store_true", help="only finished cells")
     parser.add_argument("--no-report", action="store_true", help="only the cells")
     options = parser.parse_args(argv)
     settings = itertools.product(

@@ -6,6 +6,7 @@ A *cell* is a dictionary of settings; a function turns it into a dictionary of r
 
 from __future__ import annotations
 
+import argparse
 import csv
 import platform
 from collections.abc import Callable
@@ -81,6 +82,24 @@ def run_cells(
 def _run_one(function: Callable[..., Row], cell: Row) -> Row:
     torch.set_num_threads(1)
     return {**cell, **function(**cell)}
+
+
+def benchmark_parser(
+    name: str, about: str | None, quick: str
+) -> argparse.ArgumentParser:
+    """Return a parser with what all benchmarks take; `quick` says how long that is."""
+    parser = argparse.ArgumentParser(
+        f"python -m sbi_scoreaug.benchmarks {name}",
+        description=about,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--quick", action="store_true", help=quick)
+    parser.add_argument("--out", type=Path, default=Path(name))
+    parser.add_argument("--jobs", type=int, default=1, help="processes")
+    parser.add_argument(
+        "--report", action="store_true", help="of the cells finished so far, no more"
+    )
+    return parser
 
 
 def provenance(command: str) -> str:

@@ -17,17 +17,21 @@ result on the grid of N within the same total time (simulations, scores, trainin
 
 from __future__ import annotations
 
-import argparse
 import time
 from collections.abc import Sequence
-from pathlib import Path
 from statistics import median
 from typing import Any
 
 import numpy as np
 import torch
 
-from sbi_scoreaug.benchmarks.cells import Row, provenance, read_rows, run_cells
+from sbi_scoreaug.benchmarks.cells import (
+    Row,
+    benchmark_parser,
+    provenance,
+    read_rows,
+    run_cells,
+)
 from sbi_scoreaug.benchmarks.keeping_score_report import (
     cost_table,
     error_table,
@@ -152,17 +156,7 @@ def cells_of(quick: bool, problems: Sequence[str], seeds: Sequence[int]) -> list
 
 def main(argv: Sequence[str]) -> None:
     """Run the benchmark; see `--help`."""
-    parser = argparse.ArgumentParser(
-        "sbi_scoreaug.benchmarks keeping_score",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--quick", action="store_true", help="about two minutes")
-    parser.add_argument("--out", type=Path, default=Path("keeping_score"))
-    parser.add_argument("--jobs", type=int, default=1, help="processes")
-    parser.add_argument(
-        "--report", action="store_true", help="of the cells finished so far, no more"
-    )
+    parser = benchmark_parser("keeping_score", __doc__, "less than two minutes")
     parser.add_argument("--problems", nargs="+", choices=PROBLEMS, default=None)
     parser.add_argument("--seeds", nargs="+", type=int, default=None)
     arguments = parser.parse_args(argv)

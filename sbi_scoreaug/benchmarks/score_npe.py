@@ -6,14 +6,19 @@ Four tables, described in `score_npe_exact` (1), `score_npe_trained` (2, 3) and
 
 from __future__ import annotations
 
-import argparse
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from sbi_scoreaug.benchmarks import score_npe_cost, score_npe_exact, score_npe_trained
-from sbi_scoreaug.benchmarks.cells import Row, provenance, read_rows, run_cells
+from sbi_scoreaug.benchmarks.cells import (
+    Row,
+    benchmark_parser,
+    provenance,
+    read_rows,
+    run_cells,
+)
 from sbi_scoreaug.benchmarks.score_npe_cost import cost_cell, cost_cells
 from sbi_scoreaug.benchmarks.score_npe_exact import (
     EXACT_METHODS,
@@ -106,17 +111,7 @@ TABLES = {
 
 def main(argv: Sequence[str]) -> None:
     """Run the benchmark; see `--help`."""
-    parser = argparse.ArgumentParser(
-        "sbi_scoreaug.benchmarks score_npe",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--quick", action="store_true", help="about two minutes")
-    parser.add_argument("--out", type=Path, default=Path("score_npe"))
-    parser.add_argument("--jobs", type=int, default=1, help="processes; table 4: one")
-    parser.add_argument(
-        "--report", action="store_true", help="of the cells finished so far, no more"
-    )
+    parser = benchmark_parser("score_npe", __doc__, "a few minutes")
     parser.add_argument(
         "--tables", nargs="+", type=int, choices=TABLES, default=list(TABLES)
     )
