@@ -11,9 +11,9 @@ the more of d is linear in the score. c is learned beside f,
 
 without a second derivative, and dropped after training. For sets of trials c depends on
 theta alone. `QuadraticCost` regresses on moments of features phi_k, each with a head of
-its own in c(theta): (phi_k - m_k - c_k' s)^2, and the same for v. Joint scores have mean
-zero too. A row without a score, or with a failed simulation, counts as s = 0: the plain
-label.
+its own in c(theta): (phi_k - m_k - c_k' s)^2, and the same for v. Joint scores have
+mean zero too. A row without a score, or with a failed simulation, counts as s = 0: the
+plain label.
 
 References: Owen (2013), Monte Carlo theory, methods and examples, chapter 8; Gao,
 Deistler & Macke (2023), arXiv 2305.15208, for f.
