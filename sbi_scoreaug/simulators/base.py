@@ -72,6 +72,17 @@ class Simulator(ABC):
     def _check_x(self, x: Tensor) -> Tensor:
         return _check_tensor("x", x, self.shape_x)
 
+    def _check_observation(self, x_o: Tensor) -> Tensor:
+        if isinstance(x_o, Tensor) and x_o.shape == self.shape_x:
+            x_o = x_o.unsqueeze(0)
+        x_o = self._check_x(x_o)
+        if len(x_o) != 1:
+            raise InvalidInputError(
+                f"x_o: expected one observation, got {len(x_o)}. Call exact_posterior "
+                "once for each."
+            )
+        return x_o
+
 
 class ScoredSimulator(Simulator):
     """A simulator with a known likelihood and score."""
@@ -128,17 +139,6 @@ class ScoredSimulator(Simulator):
         if len(x) == 1:
             x_chunks = (x,) * len(theta_chunks)
         return zip(theta_chunks, x_chunks, strict=True)
-
-    def _check_observation(self, x_o: Tensor) -> Tensor:
-        if isinstance(x_o, Tensor) and x_o.shape == self.shape_x:
-            x_o = x_o.unsqueeze(0)
-        x_o = self._check_x(x_o)
-        if len(x_o) != 1:
-            raise InvalidInputError(
-                f"x_o must be one observation, got {len(x_o)}: call exact_posterior "
-                "once for each."
-            )
-        return x_o
 
 
 class BoxSimulator(ScoredSimulator):

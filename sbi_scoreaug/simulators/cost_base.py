@@ -134,18 +134,10 @@ class CostSimulator(Simulator):
     @abstractmethod
     def _expected_cost(self, theta: Tensor, x_t: Tensor) -> Tensor: ...
 
-    def _check_observation(self, x_o: Tensor, beta: float) -> Tensor:
+    def _check_question(self, x_o: Tensor, beta: float) -> Tensor:
         if not 0 < beta < float("inf"):
             raise InvalidInputError(f"beta: expected a positive number, got {beta}.")
-        if isinstance(x_o, Tensor) and x_o.shape == self.shape_x:
-            x_o = x_o.unsqueeze(0)
-        x_o = self._check_x(x_o)
-        if len(x_o) != 1:
-            raise InvalidInputError(
-                f"x_o: expected one observation, got {len(x_o)}. Call exact_posterior "
-                "once for each."
-            )
-        return x_o
+        return self._check_observation(x_o)
 
 
 class BoxCostSimulator(CostSimulator):
@@ -161,7 +153,7 @@ class BoxCostSimulator(CostSimulator):
     @torch.no_grad()
     def exact_posterior(self, x_o: Tensor, beta: float) -> GridPosterior:
         """The generalized posterior on a grid; see `CostSimulator.exact_posterior`."""
-        x_o = self._check_observation(x_o, beta)
+        x_o = self._check_question(x_o, beta)
         theta = theta_grid(self.prior, self.points_per_axis)
         return GridPosterior(theta, -beta * self._expected_cost(theta.double(), x_o))
 

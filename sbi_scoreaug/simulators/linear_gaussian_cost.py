@@ -77,7 +77,7 @@ class LinearGaussianCost(CostSimulator):
 
     def exact_posterior(self, x_o: Tensor, beta: float) -> MultivariateNormal:
         """The Gaussian above; see `CostSimulator.exact_posterior`."""
-        x_o = self._check_observation(x_o, beta)[0]
+        x_o = self._check_question(x_o, beta)[0]
         precision = 2 * beta / self.dim_theta
         mean = precision / (1 + precision) * (x_o - self.shift)
         covariance = torch.eye(self.dim_theta) / (1 + precision)
