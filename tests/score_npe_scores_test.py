@@ -154,7 +154,23 @@ def small_trainer(**options):
     return trainer, theta, x, score
 
 
+SILENT = {"show_progress_bars": False}
 FAST = {"num_steps": 6, "training_batch_size": 50}
+
+
+def test_networks_that_saw_scores_are_polished():
+    trainer, theta, x, score = small_trainer()
+    plain, *_ = small_trainer()
+    trainer.append_simulations(theta, x, score=score).train(**FAST)
+    plain.append_simulations(theta, x).train(**FAST)
+    for one, evaluations in ((trainer, 61), (plain, 23)):
+        posterior = pickle.loads(pickle.dumps(one.build_posterior()))
+        posterior.sample((20,), x=x[:3], **SILENT)
+        assert posterior.diagnostics[0].evaluations == evaluations
+    posterior = trainer.build_posterior()
+    for options in ({"x": x[:1]}, {"x": x[:3], "minibatch": 2}):
+        posterior.sample((20,), **options, **SILENT)
+        assert posterior.diagnostics[0].acceptance is None
 
 
 def test_scores_stay_beside_their_rows(monkeypatch):

@@ -17,8 +17,8 @@ from sbi_scoreaug.benchmarks.score_npe_trained import PLACES
 STYLES = {
     "perfect draws": ("0.5", ":"),
     "auto": ("tab:orange", "-"),
-    "auto, polish": ("tab:red", "-"),
-    "auto, polish, jump": ("tab:brown", "-"),
+    "auto, no jump": ("tab:red", "-"),
+    "auto, no polish": ("tab:brown", "-"),
     "gauss": ("tab:olive", "-"),
     "composed": ("tab:purple", "-."),
     "langevin": ("tab:pink", "-."),

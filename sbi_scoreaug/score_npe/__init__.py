@@ -9,11 +9,11 @@ an evaluation is one of the composed score:
 ========  ===========  ================================================================
 name      evaluations  when
 ========  ===========  ================================================================
-auto      23           the default, at any n: the descent of `descent` on `gauss`
-..        61           with polish=True: Metropolis steps, for scores that can be
-                       trusted at small noise (exact ones, say)
-..        97           with polish=True, jump=True: for scores that can be trusted
-                       between modes too, gives modes their right masses
+auto      23 to 99     the default, at any n. 23: the descent of `descent`, for networks
+                       trained without scores; 63 for one observation
+..        61           with Metropolis steps, for networks trained with scores
+..        99           with jumps between modes too, for exact scores: their
+                       `circulation` tells. Or say polish=, jump= yourself
 gauss     76 or more   few observations of very unequal precision; n pilot runs
 langevin  20,000       the paper's Algorithm 1: slow, faithful to the paper
 composed  400          the paper's Algorithm 2: right at n = 1 only, its spread tends to

@@ -23,6 +23,8 @@ class SamplerDiagnostics:
         num_groups: Groups that the set was divided into; n for networks of single
             observations.
         evaluations: Evaluations of the composed score.
+        circulation: Of the score around small triangles of particles, in nats
+            (`circulation`); None where it was not needed.
         acceptance: Accepted fraction of the last Metropolis steps; None without any.
         jump_acceptance: Accepted fraction of jumps between modes; None without any.
         step: Last step size of the Metropolis steps; None without any.
@@ -39,6 +41,7 @@ class SamplerDiagnostics:
     num_observations: int
     num_groups: int | None = None
     evaluations: int = 0
+    circulation: float | None = None
     acceptance: float | None = None
     jump_acceptance: float | None = None
     step: float | None = None

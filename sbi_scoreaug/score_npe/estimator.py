@@ -49,8 +49,12 @@ class FactorizedScoreEstimator(VPScoreEstimator):
         coordinates: The map to coordinates in which the prior is N(0, I).
         condition_shape: Shape of what the network takes, `shape_x` or `(m, *shape_x)`.
         dim: Number of parameters.
+
+    Attributes:
+        trained_with_scores: Whether the loss has seen exact scores, a boolean tensor.
     """
 
+    trained_with_scores: Tensor
     coordinates: NormalCoordinates
     batch_scores: tuple[MixedTarget, Tensor, Tensor] | None = None  # of `loss`
 
@@ -69,6 +73,7 @@ class FactorizedScoreEstimator(VPScoreEstimator):
         self.coordinates = coordinates
         self.register_buffer("anchor_z", None, persistent=False)
         self.register_buffer("anchor_features", None, persistent=False)
+        self.register_buffer("trained_with_scores", torch.tensor(False))
         self._centre: tuple[float, Tensor] | None = None
         self.register_buffer("_compose_standardization", torch.tensor(True))
 

@@ -64,6 +64,7 @@ class MixedTargetTraining(ScoreCarrier):
         g = batch[3].to(self._device).repeat(repeats, 1)
         known = batch[4].to(self._device).repeat(repeats)
         net.batch_scores = self._mixed_target, g, known
+        net.trained_with_scores.fill_(True)
         try:
             return super()._get_losses(batch[:3], loss_args)
         finally:

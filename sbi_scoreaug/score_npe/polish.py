@@ -116,15 +116,30 @@ class Polish:
 
 
 def line_integral(
-    score: SetScore, start: Tensor, end: Tensor, num_nodes: int = NUM_NODES
+    score: SetScore,
+    start: Tensor,
+    end: Tensor,
+    num_nodes: int = NUM_NODES,
+    rows_at_once: int | None = None,
 ) -> Tensor:
-    """Return log p(end) - log p(start) `(batch,)` by Gauss-Legendre quadrature."""
-    nodes, weights = np.polynomial.legendre.leggauss(num_nodes)
-    total = torch.zeros(len(start), dtype=start.dtype, device=start.device)
-    for node, weight in zip(nodes, weights, strict=True):
-        at = start + (1 + node) / 2 * (end - start)
-        total += weight / 2 * (score(at) * (end - start)).sum(1)
-    return total
+    """Return log p(end) - log p(start) `(batch,)` by Gauss-Legendre quadrature.
+
+    Args:
+        score: `(rows, dim) -> (rows, dim)`.
+        start: Where the lines begin `(batch, dim)`.
+        end: Where they end `(batch, dim)`.
+        num_nodes: Nodes on each line.
+        rows_at_once: Nodes that are evaluated together; None for one of each line.
+    """
+    nodes, weights = (
+        torch.as_tensor(values, dtype=start.dtype, device=start.device)
+        for values in np.polynomial.legendre.leggauss(num_nodes)
+    )
+    along = end - start
+    at = start + (1 + nodes[:, None, None]) / 2 * along
+    parts = at.flatten(0, 1).split(rows_at_once or len(start))
+    slope = torch.cat([score(part) for part in parts]).reshape(at.shape)
+    return torch.einsum("k,kbd,bd->b", weights / 2, slope, along)
 
 
 def _covariance(values: Tensor) -> Tensor:

@@ -172,14 +172,26 @@ class FactorizedPosterior(SetDensities):
         with torch.no_grad():
             embedded = estimator.embed(estimator.group(x.to(self._device)))
         score = ComposedScore(estimator.set_score, embedded, **composition)
+        sampler = options.pop("sampler", self.sample_with)
+        if sampler == "auto":
+            options.setdefault("polish", self._polishes(score))
         z, diagnostics = sample_set(
             score,
             estimator.schedule,
             num_samples,
             estimator.input_shape.numel(),
-            sampler=options.pop("sampler", self.sample_with),
+            sampler=sampler,
             show_progress_bar=bar,
             **options,
         )
         diagnostics.num_observations, diagnostics.num_groups = len(x), len(embedded)
         return estimator.from_z(z.float()), diagnostics
+
+    def _polishes(self, score: ComposedScore) -> bool:
+        """Whether Metropolis steps make samples better: with learned scores, rarely.
+
+        Of networks trained by denoising alone they sample the error at small noise;
+        minibatches make acceptance random.
+        """
+        trained = bool(self.vector_field_estimator.trained_with_scores)
+        return trained and score.num_observations > 1 and score.minibatch is None
