@@ -44,22 +44,32 @@ class Share(NamedTuple):
     """How much of the table a method gets; peers cost up to 100 times as much."""
 
     sizes: tuple[int, ...] = SIZES
-    seeds: tuple[int, ...] = (1,)
     sets: int = 20
     samples: int = 300
-    budgets: tuple[int, ...] = (1000, 10_000, 3000, 30_000)
 
 
 # One observation needs no iid method: "NPSE fnpe" at n = 1 stands for all of NPSE.
 METHODS: dict[str, Share] = {
-    "ScoreNPE": Share(seeds=(1, 2, 3)),
-    "NPE on sets": Share(seeds=(1, 2)),
-    "NPSE fnpe": Share((2, 8, 1), sets=3, budgets=(1000, 10_000)),
-    "NPSE gauss": Share((2, 8), sets=3, budgets=(1000, 10_000)),
-    "NPSE auto_gauss": Share((2, 8), sets=2, budgets=(1000, 10_000)),
-    "NPSE jac_gauss": Share((2,), sets=1, budgets=(1000, 10_000)),
-    "ScoreNPE, polish": Share((2, 8, 32), sets=10, budgets=(1000, 10_000)),
+    "ScoreNPE": Share(),
+    "NPE on sets": Share(),
+    "NPSE fnpe": Share((2, 8, 1), sets=3),
+    "NPSE gauss": Share((2, 8), sets=3),
+    "NPSE auto_gauss": Share((2, 8), sets=2),
+    "NPSE jac_gauss": Share((2,), sets=1),
+    "ScoreNPE, polish": Share((2, 8, 32), sets=10),
 }
+PEERS = tuple(name for name in METHODS if name not in OWN)
+# Methods, budgets and seeds, the most telling first.
+PLAN: tuple[tuple[tuple[str, ...], tuple[int, ...], tuple[int, ...]], ...] = (
+    (("ScoreNPE",), (1000, 10_000), (1, 2, 3)),
+    (PEERS[:3], (1000,), (1,)),
+    (("ScoreNPE",), (3000, 30_000), (1,)),
+    (PEERS[:3], (10_000,), (1,)),
+    (("ScoreNPE, polish", *PEERS[3:]), (1000, 10_000), (1,)),
+    (("ScoreNPE",), (3000, 30_000), (2, 3)),
+    (PEERS, (1000, 10_000), (2,)),
+    (PEERS, (3000, 30_000), (1,)),
+)
 BOUNDED = "bounded"
 PLACES = {"centre": (0.0, 0.0), "edge": (1.0, 0.0), "corner": (1.0, 1.0)}
 SIMULATIONS = 10_000  # added to a network's seed: never the seed of a fresh set
@@ -198,12 +208,12 @@ def bounded_cell(place: str, method: str, budget: int, seed: int, sets: int) -> 
 
 
 def trained_cells(quick: bool, methods: Sequence[str], first_set: int) -> list[Row]:
-    """Return the settings of table 2: two budgets and all methods before the others.
+    """Return the settings of table 2 in the order of `PLAN`.
 
     Cells of one network follow each other, so that it is trained once.
     """
     if quick:
-        share = Share((2, 8), sets=2, samples=200, budgets=(1000,))
+        share = Share((2, 8), sets=2, samples=200)
         shares = {name: share for name in ("ScoreNPE", "NPSE fnpe", FLOW)}
         return [
             _cell("Gaussian", m, 1000, n, 1, shares[m], first_set)
@@ -212,14 +222,14 @@ def trained_cells(quick: bool, methods: Sequence[str], first_set: int) -> list[R
             if m in methods
         ]
     return [
-        _cell(problem, method, budget, n, seed, share, first_set)
-        for budgets in ((1000, 10_000), (3000, 30_000))
-        for seed in (1, 2, 3)
+        _cell(problem, method, budget, n, seed, METHODS[method], first_set)
+        for names, budgets, seeds in PLAN
+        for seed in seeds
         for budget in budgets
         for problem in TRAINED
-        for method, share in METHODS.items()
-        for n in share.sizes
-        if method in methods and budget in share.budgets and seed in share.seeds
+        for method in names
+        for n in METHODS[method].sizes
+        if method in methods
     ]
 
 
