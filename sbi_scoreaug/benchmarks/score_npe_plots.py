@@ -28,7 +28,7 @@ STYLES = {
     "sbi jac_gauss": ("black", "--"),
     "NPE on sets": ("0.4", "-."),
     "ScoreNPE": ("tab:orange", "-"),
-    "ScoreNPE, no polish": ("tab:red", "-"),
+    "ScoreNPE, polish": ("tab:red", "-"),
 }
 SMALLEST = 1e-4  # the noise of an unbiased MMD^2 with 1000 samples
 

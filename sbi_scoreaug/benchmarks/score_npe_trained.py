@@ -33,7 +33,7 @@ from sbi_scoreaug.simulators import BoundedLinearGaussian
 
 OWN: dict[str, dict[str, Any]] = {
     "ScoreNPE": {},
-    "ScoreNPE, no polish": {"polish": False},
+    "ScoreNPE, polish": {"polish": True},
 }
 FLOW = "NPE on sets"
 TRAINED = ("Gaussian", "mixture", "flip .5")
@@ -56,17 +56,16 @@ METHODS: dict[str, Share] = {
     "NPSE gauss": Share((2, 8), sets=3),
     "NPSE auto_gauss": Share((2, 8), sets=2),
     "NPSE jac_gauss": Share((2,), sets=1),
-    "ScoreNPE, no polish": Share((4, 8, 32), sets=20),
+    "ScoreNPE, polish": Share((2, 8, 32), sets=10),
 }
 PEERS = tuple(name for name in METHODS if name not in OWN)
 # Methods, budgets and seeds, the most telling first.
 PLAN: tuple[tuple[tuple[str, ...], tuple[int, ...], tuple[int, ...]], ...] = (
-    (tuple(OWN), (1000, 10_000), (1,)),
-    (("ScoreNPE",), (1000, 10_000), (2, 3)),
+    (("ScoreNPE",), (1000, 10_000), (1, 2, 3)),
     (PEERS[:3], (1000,), (1,)),
     (("ScoreNPE",), (3000, 30_000), (1,)),
     (PEERS[:3], (10_000,), (1,)),
-    (PEERS[3:], (1000, 10_000), (1,)),
+    (("ScoreNPE, polish", *PEERS[3:]), (1000, 10_000), (1,)),
     (("ScoreNPE",), (3000, 30_000), (2, 3)),
     (PEERS, (1000, 10_000), (2,)),
     (PEERS, (3000, 30_000), (1,)),

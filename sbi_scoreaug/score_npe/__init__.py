@@ -9,11 +9,11 @@ an evaluation is one of the composed score:
 ========  ===========  ================================================================
 name      evaluations  when
 ========  ===========  ================================================================
-auto      23 to 99     the default, at any n. Networks: one observation 63 (descent in
-                       more steps), two 23, more 40 (Metropolis steps at t = .05);
-                       trained with scores 61 (more of them, at t = .01)
-..        99           exact scores: with jumps between modes too. Their `circulation`
-                       tells that they are. Or say polish=, jump= yourself
+auto      23 to 99     the default, at any n. 23: the descent of `descent`, for networks
+                       trained without scores; 63 for one observation
+..        61           with Metropolis steps, for networks trained with scores
+..        99           with jumps between modes too, for exact scores: their
+                       `circulation` tells. Or say polish=, jump= yourself
 gauss     76 or more   few observations of very unequal precision; n pilot runs
 langevin  20,000       the paper's Algorithm 1: slow, faithful to the paper
 composed  400          the paper's Algorithm 2: right at n = 1 only, its spread tends to
@@ -21,8 +21,8 @@ composed  400          the paper's Algorithm 2: right at n = 1 only, its spread 
 sde, ode  the host's   one observation
 ========  ===========  ================================================================
 
-Networks trained by denoising have large relative errors at small noise and between
-modes: a polish at t = .01, and jumps, then make samples worse. For n in the thousands
+Networks trained by denoising have large relative errors at small noise, and errors add
+up over observations: polish and jumps then make samples worse. For n in the thousands
 `minibatch=b` draws b observations at each evaluation, and `damping=d`, a function of t
 with d(0) = 1, takes less of them at large noise. `max_set_size=m` in training leaves
 n / m terms to be composed. Without a network, exact scores are sampled by `sample_set`:

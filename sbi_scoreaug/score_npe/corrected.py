@@ -1,8 +1,9 @@
 r"""Samplers on corrected scores: the default, and GAUSS with pilot runs.
 
 *auto* is the descent of `descent` on `gauss.MeanGauss` and, for scores that can be
-trusted, Metropolis steps (`polish`) and jumps between modes (`jumps`). Whether they can
-is told by the score's `circulation`, or known of a network (`posterior`).
+trusted, Metropolis steps (`polish`) and jumps between modes (`jumps`). Networks trained
+by denoising alone have large relative errors at small noise, and Metropolis steps then
+sample the error: whether to polish is decided by the score's `circulation`.
 
 *gauss* is the same descent on `gauss.ObservationGauss`, whose covariances come from a
 pilot descent for each observation.
@@ -49,8 +50,7 @@ def auto(
             samples are not corrected afterwards.
         t_last: The last noise level; (s/m)^2 there should be at most .01 of the
             smallest variance given one observation.
-        polish_steps: Metropolis steps before and after jumps or the rescue of outliers;
-            with none after it there is no rescue.
+        polish_steps: Metropolis steps before and after the rescue of outliers.
 
     Returns:
         Samples `(num_samples, dim)` where the prior is N(0, I). Those of the descent,
@@ -103,7 +103,7 @@ def _polish(chains: Polish, steps: tuple[int, int], jump: bool) -> bool:
     chains.metropolis(steps[0])
     if jump:
         diagnostics.jump_acceptance = independence_jumps(chains)
-    elif steps[1]:
+    else:
         chains.rescue()
     chains.metropolis(steps[1])
     accepted = diagnostics.acceptance

@@ -26,7 +26,6 @@ from sbi_scoreaug.score_npe.samplers import (
 from sbi_scoreaug.score_npe.sets import as_sets
 
 COMPOSITION_OPTIONS = ("rows_at_once", "minibatch", "damping")
-DENOISED_T_LAST = 0.05
 # The host's options for its rejection loop, which is not needed here.
 REJECTION_OPTIONS = (
     "max_sampling_batch_size",
@@ -175,7 +174,7 @@ class FactorizedPosterior(SetDensities):
         score = ComposedScore(estimator.set_score, embedded, **composition)
         sampler = options.pop("sampler", self.sample_with)
         if sampler == "auto":
-            options = {**self._polish_options(score, options), **options}
+            options.setdefault("polish", self._polishes(score))
         z, diagnostics = sample_set(
             score,
             estimator.schedule,
@@ -188,19 +187,11 @@ class FactorizedPosterior(SetDensities):
         diagnostics.num_observations, diagnostics.num_groups = len(x), len(embedded)
         return estimator.from_z(z.float()), diagnostics
 
-    def _polish_options(
-        self, score: ComposedScore, options: dict[str, Any]
-    ) -> dict[str, Any]:
-        """Which Metropolis steps make samples better: it depends on the training.
+    def _polishes(self, score: ComposedScore) -> bool:
+        """Whether Metropolis steps make samples better: with learned scores, rarely.
 
-        Networks trained by denoising alone have large relative errors at small noise
-        and between modes: with them the steps are made at a larger level, without the
-        rescue across modes, and where a descent would be worse, from three observations
-        on. Minibatches would make acceptance random.
+        Of networks trained by denoising alone they sample the error at small noise;
+        minibatches make acceptance random.
         """
-        with_scores = bool(self.vector_field_estimator.trained_with_scores)
-        enough = score.num_observations >= (2 if with_scores else 3)
-        polish = options.get("polish", enough and score.minibatch is None)
-        if not polish or with_scores:
-            return {"polish": polish}
-        return {"polish": True, "t_last": DENOISED_T_LAST, "polish_steps": (8, 0)}
+        trained = bool(self.vector_field_estimator.trained_with_scores)
+        return trained and score.num_observations > 1 and score.minibatch is None
