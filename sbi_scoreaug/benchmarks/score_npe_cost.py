@@ -32,7 +32,7 @@ from sbi_scoreaug.score_npe import ScoreNPE
 from sbi_scoreaug.simulators import GaussianGaussian
 
 METHODS = ("ScoreNPE", "NPSE fnpe", "NPSE auto_gauss")
-MAX_SECONDS, MAX_GIGABYTES, HOST_WIDTH = 60, 12, 160
+MAX_SECONDS, MAX_GIGABYTES, HOST_WIDTH = 90, 12, 160
 LARGEST_PEER = 64  # a peer that is stopped there would be at 1000 too
 
 

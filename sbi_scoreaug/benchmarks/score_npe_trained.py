@@ -33,7 +33,7 @@ from sbi_scoreaug.simulators import BoundedLinearGaussian
 
 OWN: dict[str, dict[str, Any]] = {
     "ScoreNPE": {},
-    "ScoreNPE, polish": {"polish": True},
+    "ScoreNPE, polish": {"polish": True, "t_last": 0.05},
 }
 FLOW = "NPE on sets"
 TRAINED = ("Gaussian", "mixture", "flip .5")
