@@ -182,7 +182,7 @@ def new_trainer(
 
 
 def new_drop_in(name, ours=True, prior=SIMULATOR.prior, **kwargs):
-    """Return a quiet trainer of `DROP_INS`, ours or the host's, with a small network."""
+    """Return a quiet trainer of `DROP_INS`, ours or the host's, and a small network."""
     pair = DROP_INS[name]
     options = {"tracker": Recorder(), "show_progress_bars": False}
     argument = "density_estimator" if not ours and name == "ACE" else pair.argument
