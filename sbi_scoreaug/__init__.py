@@ -19,7 +19,8 @@ its sense when the model is wrong (Gao, Deistler & Macke 2023, arXiv 2305.15208)
 whether scores belong to their simulations. `sbi_scoreaug.simulators` holds problems
 with exact scores and posteriors, `python -m sbi_scoreaug` runs a demonstration and
 `python -m sbi_scoreaug.benchmarks` measures. `register` makes sbi's `infer` find the
-trainers; `citation(trainer)` says what to cite.
+trainers; `save_estimator` keeps a trained network without pickle; `citation(trainer)`
+says what to cite.
 """
 
 from sbi_scoreaug.amortized_cost import (
@@ -54,6 +55,7 @@ from sbi_scoreaug.scores import (
     simulate_with_score,
     transform_score,
 )
+from sbi_scoreaug.storage import load_estimator, save_estimator
 
 __version__ = "0.1.0"
 
@@ -78,7 +80,9 @@ __all__ = [
     "citation",
     "diffusion_path_score",
     "jump_path_score",
+    "load_estimator",
     "register",
+    "save_estimator",
     "score_from_log_prob",
     "score_from_pyro",
     "simulate_with_score",

@@ -18,6 +18,7 @@ from sbi.inference.potentials.vector_field_adaptor import (
     register_iid_method,
 )
 from sbi.inference.potentials.vector_field_potential import VectorFieldBasedPotential
+from sbi.inference.trainers.nle.nle_base import LikelihoodEstimatorTrainer
 from sbi.neural_nets.estimators import MixtureDensityEstimator, NFlowsFlow, ZukoFlow
 from sbi.neural_nets.estimators.score_estimator import VPScoreEstimator
 from sbi.neural_nets.factory import model_builders
@@ -50,6 +51,7 @@ __all__ = [
     "Corrector",
     "DENSITY_ESTIMATORS",
     "HostTrainer",
+    "LikelihoodEstimatorTrainer",
     "Predictor",
     "VPScoreEstimator",
     "VectorFieldBasedPotential",

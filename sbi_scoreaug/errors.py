@@ -24,6 +24,10 @@ class InvalidStateError(ScoreaugError, RuntimeError):
     """The call is right, but not now: something has to happen before it."""
 
 
+class SimulationTimeoutError(ScoreaugError, TimeoutError):
+    """A simulator did not answer in the time that it was given."""
+
+
 class ScoreWarning(UserWarning):
     """The scores look wrong, or part of them cannot be used."""
 

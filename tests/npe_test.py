@@ -112,7 +112,7 @@ def test_under_the_first_rounds_loss_scores_of_a_proposal_are_left_out():
     trainer.append_simulations(theta, x, proposal=proposal, score=score)
     with pytest.warns(ScoreWarning, match="scores of 100 simulations"):
         batches = batches_seen(trainer, force_first_round_loss=True)
-    for _, (_, _, from_prior, score, mask), _ in batches:
+    for _, (_, _, from_prior, score, mask, *_), _ in batches:
         assert torch.equal(mask, from_prior.bool().reshape(-1, 1).expand_as(mask))
         assert (score[~mask] == 0).all()
 

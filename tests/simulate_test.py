@@ -1,6 +1,7 @@
 """Simulations with scores: one seed, one result; three kinds of simulators; errors."""
 
 import random
+import time
 
 import joblib
 import numpy as np
@@ -9,7 +10,13 @@ import torch
 from sbi.inference import simulate_for_sbi
 from sbi.utils import BoxUniform
 
-from sbi_scoreaug.errors import InvalidInputError, InvalidTypeError, ScoreWarning
+from sbi_scoreaug.errors import (
+    InvalidInputError,
+    InvalidStateError,
+    InvalidTypeError,
+    ScoreWarning,
+    SimulationTimeoutError,
+)
 from sbi_scoreaug.scores.simulate import simulate_with_score
 
 PRIOR = BoxUniform(-torch.ones(2), torch.ones(2))
@@ -200,3 +207,101 @@ def test_numbers_out_of_range_are_refused():
     scalar = torch.distributions.Uniform(0.0, 1.0)
     with pytest.raises(InvalidInputError, match="event dimension"):
         simulate_with_score(pair_simulator, scalar, 4, show_progress_bar=False)
+
+
+# --- Simulators that fail ------------------------------------------------------------
+
+
+HANGS_ABOVE = 0.75
+
+
+def sometimes_raises(theta):
+    if theta[0, 0] > 0:
+        raise FloatingPointError("the solver diverged")
+    return theta, -theta
+
+
+def sometimes_hangs(theta):
+    if theta[0, 0] > HANGS_ABOVE:
+        time.sleep(600)
+    return theta, -theta
+
+
+def always_raises(theta):
+    raise FloatingPointError("the solver diverged")
+
+
+@pytest.mark.parametrize("num_workers", [1, 2])
+def test_what_a_simulator_raises_comes_through_or_costs_its_batch_only(num_workers):
+    options = {"num_workers": num_workers, "num_simulations": 20}
+    if num_workers == 1:
+        with pytest.raises(FloatingPointError, match="diverged"):
+            simulate(sometimes_raises, **options)
+        with pytest.raises(InvalidStateError, match="Nothing is left"):
+            simulate(always_raises, return_partial=True, **options)
+    with pytest.warns(UserWarning, match=r"of 20 sim.*left out.*the solver diverged"):
+        theta, x, score = simulate(sometimes_raises, return_partial=True, **options)
+    wanted = simulate(WithScore(), num_simulations=20)[0]
+    assert torch.equal(theta, wanted[wanted[:, 0] <= 0]) and 0 < len(theta) < 20
+    assert torch.equal(x, theta) and torch.equal(score, -theta)
+
+
+def test_partial_results_of_a_run_without_failures_are_the_whole():
+    assert_same(simulate(), simulate(return_partial=True))
+    assert_same(simulate(), simulate(num_workers=2, timeout=60.0, return_partial=True))
+
+
+def test_a_simulator_that_hangs_is_stopped_and_the_others_are_kept():
+    wanted = simulate(WithScore(), num_simulations=30)[0]
+    hung = wanted[:, 0] > HANGS_ABOVE
+    assert hung.sum() == 1
+    start = time.monotonic()
+    with pytest.warns(UserWarning, match="1 of 30 .*TimeoutError.* within 2 seconds"):
+        theta, x, score = simulate(
+            sometimes_hangs,
+            num_workers=2,
+            num_simulations=30,
+            timeout=2.0,
+            return_partial=True,
+        )
+    assert time.monotonic() - start < 500  # it would sleep for longer
+    assert torch.equal(theta, wanted[~hung])
+    assert torch.equal(x, theta) and torch.equal(score, -theta)
+
+
+@pytest.mark.slow
+def test_a_simulator_that_hangs_is_an_error_by_default():
+    options = {"num_workers": 2, "num_simulations": 30, "timeout": 2.0}
+    with pytest.raises(SimulationTimeoutError, match="within 2 seconds") as caught:
+        simulate(sometimes_hangs, **options)
+    assert isinstance(caught.value, TimeoutError)
+
+
+def test_an_interrupt_from_the_keyboard_keeps_what_is_finished():
+    calls = []
+
+    def interrupted(theta):
+        calls.append(theta)
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        return theta, -theta
+
+    with pytest.warns(UserWarning, match="8 of 11 simulations.*KeyboardInterrupt"):
+        theta, _, _ = simulate(interrupted, return_partial=True)
+    assert torch.equal(theta, torch.cat(calls[:3]))
+    calls.clear()
+    with pytest.raises(KeyboardInterrupt):
+        simulate(interrupted)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"timeout": 1.0}, InvalidInputError, "num_workers=2"),
+        ({"timeout": 0.0, "num_workers": 2}, InvalidInputError, "positive"),
+        ({"timeout": "1", "num_workers": 2}, InvalidTypeError, "number"),
+    ],
+)
+def test_timeouts_that_cannot_be_kept_are_refused(options, error, message):
+    with pytest.raises(error, match=message):
+        simulate(**options)

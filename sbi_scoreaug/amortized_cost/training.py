@@ -210,11 +210,13 @@ class CostTraining(ScoreCarrier, CostData):
             self._build_network(start_idx)
             self._control = None
         scores, cost_net = self._scores(start_idx), cast(Any, self._neural_net)
-        if scores is not None and self._control is None:
+        if scores is None:
+            return
+        if self._control is not None:
+            cost_net.control = self._control
+        elif cost_net.control is None:  # an interrupted training leaves one
             known = (scores[0] * scores[1])[self.train_indices]
             cost_net.add_control(known.cpu())
-        elif scores is not None:
-            cost_net.control = self._control
 
     def _build_network(self, start_idx: int) -> None:
         builder: Any = self._build_neural_net

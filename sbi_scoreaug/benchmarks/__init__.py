@@ -10,4 +10,5 @@ NAMES = {
     "score_npe": "ScoreNPE: sets of observations, exact scores to cost",
     "amortized_cost": "AmortizedCostEstimator: generalized posteriors, wrong models",
     "amortized_cost_hodgkin_huxley": "AmortizedCostEstimator: a neuron, against NPE",
+    "overhead": "All trainers: time of a step and memory, against sbi's",
 }

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import argparse
 import csv
+import io
 import platform
 from collections.abc import Callable
 from datetime import date
 from importlib.metadata import version
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any
 
 import torch
@@ -20,6 +22,7 @@ from joblib import Parallel, delayed
 from tqdm.auto import tqdm
 
 from sbi_scoreaug import __version__
+from sbi_scoreaug.errors import InvalidInputError
 
 Row = dict[str, Any]
 
@@ -62,21 +65,48 @@ def run_cells(
     names = list(cells[0])
     done = {tuple(row[n] for n in names) for row in read_rows(path)}
     missing = [cell for cell in cells if tuple(cell[n] for n in names) not in done]
-    path.parent.mkdir(parents=True, exist_ok=True)
+    _require_folder(path.parent)
     results: Any = Parallel(n_jobs=jobs, return_as="generator_unordered")(
         delayed(_run_one)(function, cell) for cell in missing
     )
     bar: Any = tqdm(results, total=len(missing), disable=not show_progress_bar)
     for row in bar:
         bar.set_postfix_str(" ".join(str(row[n]) for n in names))
-        new = not path.exists()
-        with path.open("a", newline="") as file:
-            writer = csv.DictWriter(file, fieldnames=list(row))
-            if new:
-                writer.writeheader()
-            writer.writerow(row)
+        _append(row, path)
     wanted = {tuple(cell[n] for n in names) for cell in cells}
     return [row for row in read_rows(path) if tuple(row[n] for n in names) in wanted]
+
+
+def _require_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise InvalidInputError(
+            f"out: expected a folder that can be written to, got {folder} ({error}). "
+            "Name another with --out."
+        ) from error
+
+
+def _append(row: Row, path: Path) -> None:
+    """Write a row, or nothing of it: half a row could not be read again."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, fieldnames=list(row))
+    size = path.stat().st_size if path.exists() else 0
+    if not size:
+        writer.writeheader()
+    writer.writerow(row)
+    try:
+        with path.open("ab") as file:
+            file.write(text.getvalue().encode())
+    except OSError as error:
+        with path.open("ab") as file:
+            file.truncate(size)
+        raise OSError(
+            f"{path} could not be written ({error}). {len(read_rows(path))} cells are "
+            "kept there: make room and give the same command again."
+        ) from error
 
 
 def _run_one(function: Callable[..., Row], cell: Row) -> Row:

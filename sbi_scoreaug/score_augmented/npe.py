@@ -34,9 +34,10 @@ References: Greenberg, Nonnenmacher & Macke 2019 (arXiv 1905.07488); Shen & Kuus
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+import torch
 from sbi.inference import NPE_C
 from torch import Tensor, nn
 
@@ -87,6 +88,8 @@ class ScoreAugmentedNPE(ScoreAugmentedDensityTerm, NPE_C):
 
     _support: Support | None = None
     _first_round_loss = False
+    # theta of a batch and the prior's gradient there
+    _known_gradient: tuple[Tensor, Tensor] | None = None
 
     # --- before training -----------------------------------------------------------
 
@@ -125,7 +128,25 @@ class ScoreAugmentedNPE(ScoreAugmentedDensityTerm, NPE_C):
             mask = mask & from_prior.reshape(-1, 1).bool()
         return (score * mask, mask) if mask.any() else None
 
+    def _columns(self, starting_round: int) -> tuple[Tensor, ...]:
+        """Return the columns of `ScoreTerm`, then the prior's gradient at every row."""
+        columns = super()._columns(starting_round)
+        if not columns:
+            return ()
+        theta = self.get_simulations(starting_round)[0]
+        return (*columns, self._prior_gradient(theta))
+
     # --- during training -----------------------------------------------------------
+
+    def _get_losses(self, batch: Sequence[Tensor], *args: Any, **kwargs: Any) -> Tensor:
+        """Return the losses of `ScoreTerm`, with the prior's gradient at hand."""
+        if len(batch) > 3:
+            theta, gradient = batch[0].to(self._device), batch[-1].to(self._device)
+            self._known_gradient = (theta, gradient)
+        try:
+            return super()._get_losses(batch, *args, **kwargs)
+        finally:
+            self._known_gradient = None
 
     def _log_density(self, estimator: Any, theta: Tensor, x: Tensor) -> Tensor:
         """Return log q(theta|x) `(batch,)`; `_surrogate_gradient` adds the prior's."""
@@ -139,6 +160,9 @@ class ScoreAugmentedNPE(ScoreAugmentedDensityTerm, NPE_C):
         return gradient - self._prior_gradient(theta)
 
     def _prior_gradient(self, theta: Tensor) -> Tensor:
+        known = self._known_gradient
+        if known is not None and torch.equal(known[0], theta):
+            return known[1]
         support = self._support or Support(self._prior, theta)
         on_device = theta.to(self._device)
         inside = support.contains(on_device)

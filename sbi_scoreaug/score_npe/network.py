@@ -40,7 +40,7 @@ class ResidualMLP(nn.Module):
 
     def __init__(self, num_inputs: int, num_hidden: int, num_blocks: int) -> None:
         super().__init__()
-        self.inputs = nn.Linear(num_inputs, num_hidden)
+        self.inputs: nn.Module = nn.Linear(num_inputs, num_hidden)
         self.blocks = nn.ModuleList(
             nn.Sequential(
                 nn.SiLU(),
@@ -126,6 +126,7 @@ class PosteriorScoreNet(nn.Module):
         self.time_layer = nn.Linear(2 * self.num_frequencies, num_hidden)
         self.shifted_layer = nn.Linear(dim, num_hidden, bias=False)
         self.head = ResidualMLP(num_hidden, num_hidden, num_blocks)
+        self.head.inputs = nn.Identity()  # sbi's ODE refuses layers that are not used
         self.output = nn.Sequential(nn.SiLU(), nn.Linear(num_hidden, dim))
         if m > 1:
             self.set_net = ResidualMLP(num_hidden + 2, num_hidden, 1)

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 from sbi.inference import NPSE
+from sbi.inference.posteriors.posterior_parameters import VectorFieldPosteriorParameters
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
@@ -221,7 +222,8 @@ class ScoreNPE(AveragedTraining, MixedTargetTraining, NPSE):
 
         Raises:
             InvalidInputError: If the sampler is not known.
-            InvalidTypeError: If the estimator was not built by `ScoreNPE`.
+            InvalidTypeError: If the estimator was not built by `ScoreNPE`, or the
+                parameters are those of another posterior.
         """
         require_sampler(sample_with)
         self._pending = (sample_with, dict(sampler_options or {}))
@@ -245,6 +247,11 @@ class ScoreNPE(AveragedTraining, MixedTargetTraining, NPSE):
             raise InvalidTypeError(
                 "vector_field_estimator: expected a FactorizedScoreEstimator, got "
                 f"{type(estimator).__name__}. Train it with ScoreNPE."
+            )
+        if not isinstance(posterior_parameters, VectorFieldPosteriorParameters):
+            raise InvalidTypeError(
+                "posterior_parameters: expected VectorFieldPosteriorParameters, got "
+                f"{type(posterior_parameters).__name__}."
             )
         name, options = self._pending
         return FactorizedPosterior(

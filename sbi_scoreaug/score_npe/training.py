@@ -39,7 +39,8 @@ class AveragedTraining(HostTrainer):
         """Run the host's loop; `args` start with batch size and rate."""
         num_rows = sum(len(theta) for theta in self._theta_roundwise)
         fraction = kwargs.get("validation_fraction", 0.1)
-        num_batches = max(int(num_rows * (1 - fraction)) // args[0], 1)
+        # A batch size below one is the host's to refuse.
+        num_batches = max(int(num_rows * (1 - fraction)) // max(args[0], 1), 1)
         num_epochs = math.ceil(num_steps / num_batches)
         if kwargs.get("resume_training") and self._decay_epochs:
             num_epochs += self.epoch

@@ -9,7 +9,7 @@ rounds, rows or batches of theta selects the same rows of the score:
 - batches gain two columns at the end, `(score, mask)`, after sbi's three.
 
 A missing component is a NaN when it comes in and a zero under a false mask inside.
-A trainer without scores keeps the host's loaders: the host, bit for bit.
+A trainer without scores has the host's batches: the host, bit for bit.
 """
 
 from __future__ import annotations
@@ -235,7 +235,10 @@ class ScoreCarrier(HostTrainer):
         resume_training: bool = False,
         dataloader_kwargs: dict | None = None,
     ) -> tuple[DataLoader, DataLoader]:
-        """Return the host's loaders; with scores, batches gain `(score, mask)`."""
+        """Return the host's loaders; with scores, batches gain `(score, mask)`.
+
+        Without scores too, the same batches are fetched as a whole, which is faster.
+        """
         loaders = super().get_dataloaders(
             starting_round,
             training_batch_size,
@@ -244,7 +247,7 @@ class ScoreCarrier(HostTrainer):
             dataloader_kwargs=dataloader_kwargs,
         )
         columns = self._columns(starting_round)
-        if not columns:
+        if not columns and "collate_fn" in (dataloader_kwargs or {}):
             return loaders
         train, validation = (
             rebuild_loader(loader, columns, dataloader_kwargs) for loader in loaders

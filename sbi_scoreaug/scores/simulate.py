@@ -22,27 +22,25 @@ A score is a number about one simulation, hence it is taken in the worker that r
 it. NaN in x passes, as in sbi; its score is NaN then, without a call to `score`.
 """
 
-import random
-import threading
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
-from typing import Any, cast
-from warnings import warn
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
-from joblib import Parallel, delayed
 from sbi.utils.sbiutils import seed_all_backends
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from sbi_scoreaug.errors import InvalidInputError, InvalidTypeError, ScoreWarning
-from sbi_scoreaug.scores.autodiff import score_from_log_prob
-
-Batch = tuple[np.ndarray, np.ndarray]
-
-# The global generators belong to the process: threads must not seed them at once.
-_GENERATORS = threading.RLock()
+from sbi_scoreaug.errors import (
+    InvalidInputError,
+    InvalidStateError,
+    InvalidTypeError,
+    SimulationTimeoutError,
+    require_positive,
+    warn,
+)
+from sbi_scoreaug.scores.batch import Batch
+from sbi_scoreaug.scores.workers import Failure, run_batches
 
 
 def simulate_with_score(
@@ -53,6 +51,9 @@ def simulate_with_score(
     simulation_batch_size: int | None = 1,
     seed: int | None = None,
     show_progress_bar: bool = True,
+    *,
+    timeout: float | None = None,
+    return_partial: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return parameters, simulations and the scores of these simulations.
 
@@ -73,6 +74,14 @@ def simulate_with_score(
         simulation_batch_size: As in sbi.
         seed: As in sbi. None: drawn from torch's generator.
         show_progress_bar: As in sbi.
+        timeout: Seconds without any finished batch after which the workers are
+            stopped; None to wait for ever. Needs `num_workers` other than 1: nothing
+            can stop a simulator in this process. (joblib's threads cannot be stopped
+            either, and go on in the background.)
+        return_partial: Whether to keep what is finished when simulations raise, time
+            out or are interrupted from the keyboard. The others are left out, with a
+            warning; fewer than `num_simulations` rows are returned. Backends of joblib
+            that return lists only (multiprocessing, Ray) keep nothing on a timeout.
 
     Returns:
         theta `(num_simulations, dim_theta)`, x `(num_simulations, *shape_x)` and score
@@ -83,6 +92,8 @@ def simulate_with_score(
         InvalidTypeError: If the simulator cannot be called, or has no score to give.
         InvalidInputError: If theta, x or the score has a wrong shape, or a number is
             out of range.
+        SimulationTimeoutError: If no batch is finished for `timeout` seconds.
+        InvalidStateError: If nothing is left to be returned with `return_partial`.
 
     Example:
         >>> import torch
@@ -97,6 +108,7 @@ def simulate_with_score(
         True
     """
     _require_arguments(simulator, num_simulations, simulation_batch_size)
+    _require_timeout(timeout, num_workers)
     if num_simulations == 0:
         return torch.zeros(0), torch.zeros(0), torch.zeros(0)
     seed_all_backends(seed)
@@ -108,15 +120,60 @@ def simulate_with_score(
             "example with sbi.utils.process_prior."
         )
     batches = torch.split(theta, simulation_batch_size or num_simulations)
-    outputs = _run(simulator, batches, _batch_seeds(len(batches)), num_workers)
+    finished: dict[int, Batch | Failure] = {}
+    stopped: BaseException | None = None
     with tqdm(total=num_simulations, disable=not show_progress_bar) as progress:
-        collected = []
-        for output in outputs:
-            collected.append(output)
-            progress.update(len(output[0]))
-    x, score = _concatenate(collected)
+        try:
+            for number, outcome in run_batches(
+                simulator, batches, num_workers, timeout, return_partial
+            ):
+                finished[number] = outcome
+                progress.update(len(batches[number]))
+        except (SimulationTimeoutError, KeyboardInterrupt) as error:
+            if not return_partial:
+                raise
+            stopped = error
+    if return_partial:
+        batches, finished = _keep_finished(batches, finished, stopped)
+    x, score = _concatenate([finished[number] for number in range(len(batches))])
     _warn_unusable(x, score)
+    theta = torch.cat(batches)
     return theta.detach().to("cpu", torch.float32), x, score
+
+
+def _require_timeout(timeout: float | None, num_workers: int) -> None:
+    if timeout is None:
+        return
+    require_positive("timeout", timeout)
+    if num_workers == 1:
+        raise InvalidInputError(
+            "timeout: expected num_workers other than 1, got 1: a simulator in this "
+            "process cannot be stopped. Use num_workers=2, or leave timeout out."
+        )
+
+
+def _keep_finished(
+    batches: tuple[Tensor, ...],
+    finished: dict[int, Batch | Failure],
+    stopped: BaseException | None,
+) -> tuple[tuple[Tensor, ...], dict[int, Batch | Failure]]:
+    """Return the batches that were simulated, numbered anew; warn of the others."""
+    good = [b for b in sorted(finished) if not isinstance(finished[b], Failure)]
+    if len(good) == len(batches):
+        return batches, finished
+    reasons = [o.message for o in finished.values() if isinstance(o, Failure)]
+    if stopped is not None:
+        reasons.append(f"{type(stopped).__name__}: {stopped}")
+    wanted, got = sum(map(len, batches)), sum(len(batches[b]) for b in good)
+    message = (
+        f"{wanted - got} of {wanted} simulations failed or were not finished and are "
+        f"left out. The first reason: {reasons[0]}"
+    )
+    if not good:
+        raise InvalidStateError(f"{message} Nothing is left to be returned.")
+    warn(message, UserWarning)
+    kept = {number: finished[b] for number, b in enumerate(good)}
+    return tuple(batches[b] for b in good), kept
 
 
 def _require_arguments(
@@ -138,110 +195,7 @@ def _require_arguments(
         )
 
 
-def _batch_seeds(num_batches: int) -> list[int]:
-    """Distinct 32-bit seeds, from the global generator (just seeded)."""
-    start = int(torch.randint(2**32, (1,)))
-    return [(start + b * 0x9E3779B1) % 2**32 for b in range(num_batches)]
-
-
-def _run(
-    simulator: Callable[..., Any],
-    batches: tuple[Tensor, ...],
-    seeds: list[int],
-    num_workers: int,
-) -> Iterable[Batch]:
-    """Run all batches, in order: here, or in joblib's workers."""
-    if num_workers == 1:
-        pairs = zip(batches, seeds, strict=True)
-        return (_simulate_batch(simulator, batch, seed) for batch, seed in pairs)
-    # Arrays travel faster than tensors between processes.
-    calls = (
-        delayed(_simulate_batch)(simulator, batch.detach().cpu().numpy(), seed)
-        for batch, seed in zip(batches, seeds, strict=True)
-    )
-    try:
-        parallel = Parallel(n_jobs=num_workers, return_as="generator")
-    except ValueError:  # Some backends (Ray, multiprocessing) return lists only.
-        parallel = Parallel(n_jobs=num_workers)
-    return cast(Iterable[Batch], parallel(calls))
-
-
-def _simulate_batch(
-    simulator: Callable[..., Any], theta: Tensor | np.ndarray, seed: int
-) -> Batch:
-    """Simulate one batch under its own seed, with its score."""
-    theta = torch.as_tensor(theta)
-    with _seeded(seed):
-        output = simulator(theta)
-        x, score = output if _is_pair(output) else (output, None)
-        x = torch.as_tensor(x)
-        if x.ndim < 1 or len(x) != len(theta):
-            raise InvalidInputError(
-                f"simulator must return x of shape (batch, *shape_x) with batch = "
-                f"{len(theta)} as in theta {tuple(theta.shape)}, got x of shape "
-                f"{tuple(x.shape)}. Keep the batch dimension, also for a batch of one."
-            )
-        if score is None:
-            score = _score_of(simulator, theta, x)
-    score = torch.as_tensor(score)
-    _require_score_shape(score, theta)
-    return _to_array(x), _to_array(score)
-
-
-def _is_pair(output: Any) -> bool:
-    """Whether the simulator returned (x, score); raise if another sequence of both."""
-    arrays = isinstance(output, list) and any(np.ndim(row) for row in output)
-    if not isinstance(output, tuple) and not arrays:
-        return False
-    if arrays or len(output) != 2:
-        raise InvalidInputError(
-            "simulator must return x, one tensor or array, or the pair (x, score), got "
-            f"a {type(output).__name__} of {len(output)}. Stack rows of x with "
-            "torch.stack; return x and score as a tuple of two."
-        )
-    return True
-
-
-def _score_of(simulator: Any, theta: Tensor, x: Tensor) -> Tensor:
-    """The score by the simulator's own methods; NaN where x is not finite."""
-    if callable(getattr(simulator, "score", None)):
-        score_function = simulator.score
-    elif callable(getattr(simulator, "log_prob", None)):
-        score_function = score_from_log_prob(simulator.log_prob)
-    else:
-        raise InvalidTypeError(
-            "simulator must (a) return the pair (x, score), or (b) have a method "
-            "score(theta, x) that returns (batch, dim_theta), or (c) have a method "
-            "log_prob(theta, x) that returns (batch,), written in torch. Got x alone "
-            f"from {getattr(simulator, '__name__', type(simulator).__name__)}, which "
-            "has neither method. Without scores, use sbi's simulate_for_sbi."
-        )
-    # A failed simulation has no likelihood, and log_prob may raise on NaN.
-    valid = x.reshape(len(x), -1).isfinite().all(1)
-    if valid.all():
-        return score_function(theta, x)
-    score = theta.new_full(theta.shape, torch.nan)
-    if valid.any():
-        part = torch.as_tensor(score_function(theta[valid], x[valid]))
-        _require_score_shape(part, theta[valid])
-        score[valid] = part.to(score)
-    return score
-
-
-def _require_score_shape(score: Tensor, theta: Tensor) -> None:
-    if score.shape != theta.shape:
-        raise InvalidInputError(
-            "score must have the shape of theta, (batch, dim_theta) = "
-            f"{tuple(theta.shape)}, got {tuple(score.shape)}. Return one derivative "
-            "for every parameter of every row, NaN where it is unknown."
-        )
-
-
-def _to_array(values: Tensor) -> np.ndarray:
-    return values.detach().to("cpu", torch.float32).numpy()
-
-
-def _concatenate(outputs: list[Batch]) -> tuple[Tensor, Tensor]:
+def _concatenate(outputs: list[Any]) -> tuple[Tensor, Tensor]:
     """Join the batches; raise where their shapes of x differ."""
     shapes = {x.shape[1:] for x, _ in outputs}
     if len(shapes) > 1:
@@ -264,29 +218,10 @@ def _warn_unusable(x: Tensor, score: Tensor) -> None:
         warn(
             f"{num_infinite} of {len(x)} scores have infinite components, although x "
             "is finite. They are set to NaN, which masks them. Check the score where "
-            "the likelihood is flat or vanishes.",
-            ScoreWarning,
-            stacklevel=3,
+            "the likelihood is flat or vanishes."
         )
     if score.isnan().all():
         warn(
             "Every component of every score is NaN: there is nothing to learn from "
-            "the scores. Check the simulator's score.",
-            ScoreWarning,
-            stacklevel=3,
+            "the scores. Check the simulator's score."
         )
-
-
-@contextmanager
-def _seeded(seed: int) -> Iterator[None]:
-    """Seed python, numpy and torch; put their states back afterwards."""
-    # Asking CUDA for its state would start it in every worker.
-    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else []
-    with _GENERATORS, torch.random.fork_rng(devices=devices):
-        python_state, numpy_state = random.getstate(), np.random.get_state()
-        try:
-            seed_all_backends(seed)
-            yield
-        finally:
-            random.setstate(python_state)
-            np.random.set_state(numpy_state)
