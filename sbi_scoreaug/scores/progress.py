@@ -12,5 +12,5 @@ class ShowsLoss(HostTrainer):
         """Rewrite the line, if the trainer's `show_progress_bars` says so."""
         if show:
             line = f"Training neural network. Epochs trained: {epoch}"
-            # Spaces cover what a longer number left; "\r" lets the next line replace it.
+            # Spaces cover what a longer number left.
             print("\r", f"{line}, validation loss {self._val_loss:.4g}   ", end="")
