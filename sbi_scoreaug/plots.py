@@ -2,7 +2,8 @@ r"""Pictures of training, of scores and of posteriors.
 
 Each function takes `ax=` (matplotlib axes, as many as it has panels) and returns the
 figure and the axes, so that a picture can be composed with others. `BetaCalibration`,
-`CostDiagnosis` and `ScoreCheck` bring a `plot()` of their own.
+`CostDiagnosis` and `ScoreCheck` bring a `plot(ax=None)` of their own, which returns the
+same.
 """
 
 from __future__ import annotations
@@ -12,26 +13,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from matplotlib import pyplot as plt
 from torch import Tensor
 
+from sbi_scoreaug.amortized_cost import BetaCalibration
 from sbi_scoreaug.errors import InvalidInputError, InvalidStateError
-
-PANEL = (3.6, 3.0)  # inches
-
-
-def _panels(ax: Any, num: int) -> tuple[Any, np.ndarray]:
-    """Return the figure and `num` axes, new ones if `ax` is None."""
-    if ax is None:
-        size = (PANEL[0] * num, PANEL[1])
-        figure, axes = plt.subplots(
-            1, num, figsize=size, layout="constrained", squeeze=False
-        )
-        return figure, axes[0]
-    axes = np.atleast_1d(np.asarray(ax, dtype=object)).ravel()
-    if len(axes) != num:
-        raise InvalidInputError(f"ax: expected {num} axes, got {len(axes)}.")
-    return axes[0].figure, axes
+from sbi_scoreaug.panels import panels
+from sbi_scoreaug.score_npe import SamplerDiagnostics
 
 
 def _names(labels: Sequence[str] | None, dim: int) -> list[str]:
@@ -84,7 +71,7 @@ def training_curves(
         )
     errors = np.array(summary["score_error"])
     names = _names(labels, errors.shape[1])
-    figure, axes = _panels(ax, 3)
+    figure, axes = panels(ax, 3)
     axes[0].plot(summary["validation_host_loss"])
     axes[0].set(ylabel="host's validation loss")
     for k, name in enumerate(names):
@@ -131,7 +118,7 @@ def score_fit(
             f"{tuple(exact.shape)}."
         )
     names = _names(labels, exact.shape[1])
-    figure, axes = _panels(ax, len(names))
+    figure, axes = panels(ax, len(names))
     for k, (axis, name) in enumerate(zip(axes, names, strict=True)):
         known = exact[:, k].isfinite()
         ends = [exact[known, k].min().item(), exact[known, k].max().item()]
@@ -182,7 +169,7 @@ def posterior_against_reference(
             f"parameters: expected two different ones below {dim}, got {parameters}."
         )
     names = _names(labels, dim)
-    figure, axes = _panels(ax, len(named))
+    figure, axes = panels(ax, len(named))
     everything = torch.cat([exact, *(rows.cpu() for rows in named.values())])
     low, high = everything.quantile(torch.tensor([0.002, 0.998]).to(everything), dim=0)
     margin = 0.05 * (high - low)
@@ -197,4 +184,78 @@ def posterior_against_reference(
         limits = [(edge[0], edge[-1]) for edge in edges]
         axis.set(title=name, xlabel=names[i], xlim=limits[0], ylim=limits[1])
     axes[0].set_ylabel(names[j])
+    return figure, axes
+
+
+def temperature_calibration(
+    *calibrations: BetaCalibration, ax: Any = None
+) -> tuple[Any, np.ndarray]:
+    """Draw what rules for the inverse temperature saw, and what they chose.
+
+    Args:
+        calibrations: What `AmortizedCostEstimator.calibrate_beta` returned, one for
+            each rule.
+        ax: Three axes.
+
+    Returns:
+        The figure and three axes over beta: coverage, effective fraction of prior
+        draws, predictive cost; dashed lines are the values that were chosen.
+
+    Raises:
+        InvalidInputError: No calibration, or a wrong number of axes.
+    """
+    if not calibrations:
+        raise InvalidInputError("calibrations: expected at least one, got none.")
+    figure, axes = panels(ax, 3)
+    for k, calibration in enumerate(calibrations):
+        calibration.plot(ax=axes, color=f"C{k}")
+    for axis in axes:
+        axis.set_title("")
+    axes[0].legend(frameon=False)
+    return figure, axes
+
+
+def sampler_traces(
+    diagnostics: SamplerDiagnostics,
+    labels: Sequence[str] | None = None,
+    ax: Any = None,
+) -> tuple[Any, np.ndarray]:
+    """Draw the particles of a composed sampler from noise to posterior.
+
+    Args:
+        diagnostics: Of one set, `posterior.diagnostics[0]` after `posterior.sample`.
+        labels: Names of the parameters.
+        ax: As many axes as parameters.
+
+    Returns:
+        The figure and the axes: twenty particles, and mean and two standard deviations
+        of a hundred, in the sampler's coordinates, where the prior is N(0, I).
+
+    Raises:
+        InvalidStateError: There are no traces, as after the host's samplers.
+        InvalidInputError: A wrong number of axes or labels.
+
+    Example:
+        >>> found = SamplerDiagnostics("auto", 3)
+        >>> for sd in (1.0, 0.5, 0.1):
+        ...     found.keep_trace(sd * torch.randn(200, 2))
+        >>> figure, axes = sampler_traces(found, labels=["mean", "scale"])
+    """
+    if not diagnostics.traces:
+        raise InvalidStateError(
+            "diagnostics: expected traces of a composed sampler, got none. Sample with "
+            "'auto', 'gauss', 'langevin' or 'composed' first."
+        )
+    traces = torch.stack(diagnostics.traces)
+    mean, margin = traces.mean(1), 2 * traces.std(1)
+    names = _names(labels, traces.shape[2])
+    figure, axes = panels(ax, len(names))
+    steps = range(len(traces))
+    for k, (axis, name) in enumerate(zip(axes, names, strict=True)):
+        axis.plot(steps, traces[:, :20, k], color="C0", lw=0.5, alpha=0.5)
+        low, high = (mean - margin)[:, k], (mean + margin)[:, k]
+        axis.fill_between(steps, low, high, color="C1", alpha=0.3)
+        axis.plot(steps, mean[:, k], color="C1")
+        axis.set(title=name, xlabel="step of the sampler")
+    axes[0].set_ylabel("where the prior is N(0, 1)")
     return figure, axes

@@ -94,8 +94,8 @@ def test_one_observation_at_a_time():
     bad = findings(ExactCost, x_o=torch.tensor([[9.0, -9.0]]))
     assert bad.model_is_suspicious and bad.p_value == pytest.approx(1 / 201)
     assert "probably wrong" in str(bad) and "probably wrong" not in str(good)
-    figure = bad.plot()
-    assert figure.axes[0].get_title().startswith("p = 0.005")
+    _, axes = bad.plot()
+    assert axes.get_title().startswith("p = 0.005")
 
 
 def test_few_simulations_cannot_tell_and_say_so():

@@ -7,8 +7,12 @@ import torch
 from matplotlib import pyplot as plt
 from registry import SIMULATOR, new_trainer, simulations, train
 
-from sbi_scoreaug import plots
+from sbi_scoreaug import BetaCalibration, check_score, plots
+from sbi_scoreaug.amortized_cost import CostDiagnosis
 from sbi_scoreaug.errors import InvalidInputError, InvalidStateError
+from sbi_scoreaug.score_npe import SAMPLERS, ComposedScore, VPSchedule, sample_set
+from sbi_scoreaug.score_npe.diagnostics import NUM_TRACES, SamplerDiagnostics
+from sbi_scoreaug.simulators import GaussianGaussian
 
 matplotlib.use("Agg")
 
@@ -90,3 +94,93 @@ def test_axes_and_labels_are_counted(trainer):
         plots.training_curves(trainer, ax=axes)
     with pytest.raises(InvalidInputError, match="labels"):
         plots.training_curves(trainer, labels=["only one"])
+
+
+LADDER = torch.tensor([1.0, 2.0, 4.0, 8.0])
+
+
+def calibration(beta=2.0, method="ml"):
+    return BetaCalibration(
+        beta=beta,
+        method=method,
+        scale_free=beta,
+        stderr=0.1,
+        betas=LADDER,
+        coverage=0.7 - 0.05 * LADDER,
+        effective_fraction=1 / LADDER,
+        predictive_cost=2 / LADDER,
+        true_cost=0.5,
+        acceptance=torch.full((4,), 0.5),
+    )
+
+
+def test_calibrations_of_several_rules_share_their_axes():
+    found, other = calibration(), calibration(4.0, "coverage")
+    figure, axes = plots.temperature_calibration(found, other)
+    assert len(figure.axes) == 3
+    curve, chosen, target = axes[0].lines[:3]
+    assert np.allclose(curve.get_ydata(), found.coverage)
+    assert list(chosen.get_xdata()) == [2.0, 2.0]
+    assert list(target.get_ydata()) == [0.5, 0.5]
+    assert np.allclose(axes[2].lines[0].get_ydata(), found.predictive_cost)
+    texts = [text.get_text() for text in axes[0].get_legend().get_texts()]
+    assert texts == ["ml: 2", "coverage: 4"]
+    with pytest.raises(InvalidInputError, match="at least one"):
+        plots.temperature_calibration()
+
+
+@pytest.mark.parametrize(
+    ("draw", "num"),
+    [
+        (calibration().plot, 3),
+        (
+            CostDiagnosis(0.9, 0.95, 2.0, 9.0, 1.0, torch.rand(50), 0.1, True).plot,
+            1,
+        ),
+        (check_score(*simulations(60), SIMULATOR.prior).plot, 1),
+    ],
+)
+def test_methods_that_plot_take_axes(draw, num):
+    figure, axes = draw()
+    assert np.size(axes) == num and np.ravel(axes)[0].figure is figure
+    other, more = plt.subplots(1, num)
+    again, drawn = draw(ax=more)
+    assert again is other and np.all(np.ravel(drawn) == np.ravel(more))
+    assert all(axis.has_data() for axis in np.ravel(more))
+
+
+SMALL = {
+    "auto": ({}, 21),
+    "gauss": ({"num_steps": 8}, 9),
+    "langevin": ({"num_levels": 10, "steps_per_level": 3}, 10),
+    "composed": ({"num_levels": 12}, 12),
+}
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_traces_end_at_the_samples(sampler):
+    problem, schedule = GaussianGaussian(dim=2), VPSchedule()
+    x = problem(torch.ones(4, 2)).double()
+
+    def posterior_score(theta, t, x):
+        return problem.diffused_score(theta, schedule.mean(t), x)
+
+    options, num_steps = SMALL[sampler]
+    score = ComposedScore(posterior_score, x)
+    samples, found = sample_set(score, schedule, 400, 2, sampler=sampler, **options)
+    assert len(found.traces) == num_steps
+    assert found.traces[0].shape == (NUM_TRACES, 2)
+    if sampler == "auto":  # it returns its particles in another order
+        distance = torch.cdist(found.traces[-1].double(), samples)
+        assert distance.amin(1).max() < 1e-6
+    else:
+        assert torch.allclose(found.traces[-1], samples[:NUM_TRACES].float())
+    _, axes = plots.sampler_traces(found, labels=["a", "b"])
+    band = axes[1].lines[-1].get_ydata()
+    assert np.allclose(band, [rows[:, 1].mean() for rows in found.traces], atol=1e-5)
+    assert len(axes[0].lines) == 21 and axes[1].get_title() == "b"
+
+
+def test_traces_need_a_composed_sampler():
+    with pytest.raises(InvalidStateError, match="traces"):
+        plots.sampler_traces(SamplerDiagnostics("sde", 1))

@@ -377,6 +377,18 @@ def test_scores_that_are_not_finite_are_never_returned(sampler):
         )
 
 
+@pytest.mark.parametrize(("x", "far"), [(200.0, True), (2.0, False)])
+def test_samples_far_outside_the_prior_are_warned_of(x, far, recwarn):
+    def posterior_score(theta, t, x):  # of x ~ N(theta, 1): N(x / 2, 1 / 2)
+        m = SCHEDULE.mean(t)
+        return (m * x / 2 - theta[:, None]) / (1 - m**2 / 2)
+
+    score = ComposedScore(posterior_score, torch.full((3, 1), x))
+    _, diagnostics = sample_set(score, SCHEDULE, 100, 1)
+    assert any("prior standard deviations" in m for m in diagnostics.messages) == far
+    assert len(recwarn) == far
+
+
 def test_progress_bar_obeys_its_flag(capsys):
     simulator = SignFlip()
     run(simulator, draw_set(simulator, 2), 20, show_progress_bar=False)

@@ -73,7 +73,12 @@ class CostAssessment(CostTraining):
         theta, x = self._unseen(theta, x)
         device = next(cost_net.parameters()).device
         calibration = calibrate_beta(
-            cost_net, prior, theta.to(device), x.to(device), method, **options
+            cost_net,
+            prior,
+            theta.to(device),
+            x.to(device),
+            method,
+            **{"show_progress_bar": self._show_progress_bars, **options},
         )
         if default:
             self._calibrations.append((prior, method, options, calibration))

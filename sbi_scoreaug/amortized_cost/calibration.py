@@ -5,10 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 from torch import Tensor
 
 from sbi_scoreaug.amortized_cost.target_range import ModelWarning
 from sbi_scoreaug.errors import warn
+from sbi_scoreaug.panels import panels
 
 
 @dataclass
@@ -52,22 +54,32 @@ class BetaCalibration:
         for message in self.warnings:
             warn(f"beta = {self.beta:.3g} is doubtful: {message}.", ModelWarning)
 
-    def plot(self) -> Any:
-        """Draw the three curves over beta; returns a matplotlib figure."""
-        import matplotlib.pyplot as plt
+    def plot(self, ax: Any = None, color: str = "C0") -> tuple[Any, np.ndarray]:
+        """Draw the three curves over beta, and the value.
 
-        figure, axes = plt.subplots(1, 3, figsize=(10, 2.8), layout="constrained")
+        Args:
+            ax: Three matplotlib axes; None for new ones.
+            color: Of the curves and of the line at the value.
+
+        Returns:
+            The figure and the three axes.
+
+        Raises:
+            InvalidInputError: Another number of axes.
+        """
+        figure, axes = panels(ax, 3)
         curves = {
             "coverage": (self.coverage, self.target_coverage),
             "effective fraction of prior draws": (self.effective_fraction, None),
             "predictive cost": (self.predictive_cost, self.true_cost),
         }
         for axis, (label, (curve, reference)) in zip(axes, curves.items(), strict=True):
-            axis.semilogx(self.betas, curve)
-            axis.axvline(self.beta, color="black", linestyle="--", linewidth=1)
+            axis.semilogx(self.betas, curve, color=color)
+            chosen = f"{self.method}: {self.beta:.3g}"
+            axis.axvline(self.beta, color=color, ls="--", lw=1, label=chosen)
             if reference is not None:
                 axis.axhline(reference, color="gray", linewidth=1)
             axis.set(xlabel=r"$\beta$", ylabel=label)
         axes[1].set_yscale("log")
-        figure.suptitle(f"beta = {self.beta:.3g} ({self.method})")
-        return figure
+        axes[1].set_title(f"beta = {self.beta:.3g} ({self.method})")
+        return figure, axes

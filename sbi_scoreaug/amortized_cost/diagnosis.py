@@ -36,6 +36,7 @@ from sbi_scoreaug.amortized_cost.distance import Distance
 from sbi_scoreaug.amortized_cost.penalized_cost import PenalizedCost
 from sbi_scoreaug.amortized_cost.potential import CostBasedPotential
 from sbi_scoreaug.errors import InvalidInputError
+from sbi_scoreaug.panels import panels
 
 MAX_SIMULATIONS = 200
 MIN_SIMULATIONS = 10
@@ -102,19 +103,23 @@ class CostDiagnosis:
             f"{verdict}."
         )
 
-    def plot(self) -> Any:
-        """Draw the predictive cost among those of simulations; returns a figure."""
-        import matplotlib.pyplot as plt
+    def plot(self, ax: Any = None) -> tuple[Any, Any]:
+        """Draw the predictive cost among those of simulations.
 
-        figure, axis = plt.subplots(figsize=(5, 3), layout="constrained")
-        axis.hist(
-            self.simulated_costs.cpu().numpy(), bins=30, label="held-out simulations"
-        )
+        Args:
+            ax: Matplotlib axes; None for new ones.
+
+        Returns:
+            The figure and the axes.
+        """
+        figure, (axis,) = panels(ax, 1, size=(5.0, 3.0))
+        costs = self.simulated_costs.cpu().numpy()
+        axis.hist(costs, bins=30, label="held-out simulations")
         axis.axvline(self.predictive_cost, color="black", label="x_o")
         axis.set(xlabel=f"predictive cost at beta = {self.beta:.3g}", ylabel="count")
         axis.set_title(f"p = {self.p_value:.3f}, R² = {self.r_squared:.3f}")
         axis.legend(frameon=False)
-        return figure
+        return figure, axis
 
 
 def diagnose(

@@ -15,9 +15,12 @@ Reference: Gao, Deistler & Macke (2023), arXiv 2305.15208.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor
 from torch.distributions import Distribution
+from tqdm.auto import tqdm
 
 from sbi_scoreaug.amortized_cost.annealing import (
     FIRST_RUNG,
@@ -54,6 +57,7 @@ def calibrate_beta(
     tolerance: float = 0.05,
     num_observations: int = 256,
     num_particles: int = 100,
+    show_progress_bar: bool = False,
 ) -> BetaCalibration:
     """Find the inverse temperature by one of the rules above.
 
@@ -69,6 +73,7 @@ def calibrate_beta(
         tolerance: For "predictive".
         num_observations: Simulations that are used, at most.
         num_particles: Particles an observation.
+        show_progress_bar: Whether to show a bar over the ladder.
 
     Returns:
         The value and its curves.
@@ -98,23 +103,22 @@ def calibrate_beta(
     theta, x = theta[:num_observations], x[:num_observations]
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(0)
-        ladder = _climb(estimator, prior, theta, x, method, fractions, num_particles)
+        particles = AnnealedPosteriors(estimator, prior, x, num_particles)
+        bar = tqdm(range(MAX_RUNGS), "Calibrating beta", disable=not show_progress_bar)
+        ladder = _climb(particles, theta, method, fractions, bar)
     calibration = _read_off(ladder, estimator, method, fractions)
     calibration.warn()
     return calibration
 
 
 def _climb(
-    estimator: ExpectedCost,
-    prior: Distribution,
+    particles: AnnealedPosteriors,
     theta: Tensor,
-    x: Tensor,
     method: str,
     fractions: dict[str, float | None],
-    num_particles: int,
+    ladder: Iterable[int],
 ) -> dict[str, Tensor]:
     """Anneal until the rule is satisfied and a few rungs beyond."""
-    particles = AnnealedPosteriors(estimator, prior, x, num_particles)
     true_cost, true_log_prior = (
         value.squeeze(1) for value in particles.evaluate(theta.unsqueeze(1))
     )
@@ -122,8 +126,8 @@ def _climb(
     lowest = particles.cost.amin(dim=1)
     rungs: list[dict[str, Tensor]] = []
     beyond = 0
-    for rung in range(MAX_RUNGS):
-        beta = FIRST_RUNG * RATIO**rung / float(estimator.cost_scale)
+    for rung in ladder:
+        beta = FIRST_RUNG * RATIO**rung / float(particles.estimator.cost_scale)
         accept = particles.anneal_to(beta)
         lowest = torch.minimum(lowest, particles.cost.amin(dim=1))
         log_density = particles.log_prior - beta * particles.cost
@@ -145,8 +149,8 @@ def _climb(
         beyond = beyond + 1 if is_beyond(method, values) else 0
         if beyond > RUNGS_BEYOND:
             break
-    ladder = {**_stack(rungs), **fixed}
-    return {name: value.cpu() for name, value in ladder.items()}
+    recorded = {**_stack(rungs), **fixed}
+    return {name: value.cpu() for name, value in recorded.items()}
 
 
 def _extrapolated(particles: AnnealedPosteriors) -> Tensor:

@@ -88,7 +88,7 @@ def langevin(
                 delta = _bounded_step(task, delta, _curvature(task, theta, value))
             theta = theta + delta / 2 * value + delta**0.5 * torch.randn_like(theta)
             theta = task.diagnostics.replace_non_finite(theta)
-        task.progress()
+        task.step_done(theta)
     return theta
 
 
@@ -146,7 +146,7 @@ def run_composed(
         if i > 1:
             theta = theta + beta**0.5 * torch.randn_like(theta)
         theta = diagnostics.replace_non_finite(theta)
-        task.progress()
+        task.step_done(theta)
     if largest > 2:
         diagnostics.warn(
             f"num_levels: {num_levels} are too few, some steps overshoot {largest:.1f} "

@@ -81,7 +81,7 @@ def descend(
         theta = _step(theta, at, task.schedule, t1, t0)
         theta = task.diagnostics.replace_non_finite(theta)
         clipped += at.clipped / (num_steps + 1)
-        task.progress()
+        task.step_done(theta)
     task.diagnostics.clipped_fraction = clipped
     size = effective_sample_size(weights.finish())
     if size is not None:

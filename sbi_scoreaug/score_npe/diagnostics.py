@@ -12,6 +12,8 @@ from torch import Tensor
 
 from sbi_scoreaug.errors import InvalidStateError, warn
 
+NUM_TRACES = 100
+
 
 @dataclass
 class SamplerDiagnostics:
@@ -35,6 +37,8 @@ class SamplerDiagnostics:
         clipped_fraction: Covariance eigenvalues that were wider than the prior or
             degenerate, averaged over steps.
         messages: What the sampler warned of.
+        traces: The first hundred particles at every step, `(num_kept, dim)` each, where
+            the prior is N(0, I); see `plots.sampler_traces`.
     """
 
     sampler: str
@@ -50,11 +54,16 @@ class SamplerDiagnostics:
     effective_sample_size: float | None = None
     clipped_fraction: float = 0.0
     messages: list[str] = field(default_factory=list)
+    traces: list[Tensor] = field(default_factory=list, repr=False)
 
     def warn(self, message: str) -> None:
         """Warn, and keep the message."""
         warn(message)
         self.messages.append(message)
+
+    def keep_trace(self, theta: Tensor) -> None:
+        """Keep the first hundred of the particles `(num_particles, dim)`."""
+        self.traces.append(theta[:NUM_TRACES].detach().cpu().float())
 
     def replace_non_finite(self, theta: Tensor) -> Tensor:
         """Replace non-finite particles by random finite ones, and count them.

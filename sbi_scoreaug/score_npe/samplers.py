@@ -26,6 +26,7 @@ SAMPLERS: dict[str, Callable[..., Tensor]] = {
     "composed": composed,
 }
 HOST_SAMPLERS = ("sde", "ode")
+FAR = 30.0  # prior standard deviations that no posterior should be away
 
 
 def sample_set(
@@ -84,6 +85,13 @@ def sample_set(
         task = SamplingTask(score, schedule, num_samples, dim, diagnostics, bar.update)
         theta = diagnostics.replace_non_finite(function(task, **options))
     diagnostics.evaluations = score.evaluations - before
+    farthest = float(theta.abs().max())
+    if farthest > FAR:
+        diagnostics.warn(
+            f"samples lie up to {farthest:.2g} prior standard deviations away: the "
+            "network's error may have added up over the observations, or they "
+            "contradict the prior. Take fewer of them, or train with scores or longer."
+        )
     return theta, diagnostics
 
 

@@ -35,6 +35,11 @@ class SamplingTask:
     diagnostics: SamplerDiagnostics
     progress: Callable[[], object] = _no_progress
 
+    def step_done(self, theta: Tensor) -> None:
+        """Note particles `(num_particles, dim)` after an evaluation or level."""
+        self.diagnostics.keep_trace(theta)
+        self.progress()
+
     def normal(self, num_particles: int) -> Tensor:
         """Draw `(num_particles, dim)` from N(0, I), float64, on the set's device."""
         device = self.score.x.device

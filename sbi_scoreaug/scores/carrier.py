@@ -23,7 +23,6 @@ from torch.utils.data import DataLoader
 from typing_extensions import Self
 
 from sbi_scoreaug._host import (
-    HostTrainer,
     get_simulations_since_round,
     handle_invalid_x,
     show_host_signature,
@@ -31,6 +30,7 @@ from sbi_scoreaug._host import (
 from sbi_scoreaug.errors import InvalidInputError, InvalidTypeError, warn
 from sbi_scoreaug.scores.check import check_score
 from sbi_scoreaug.scores.loaders import rebuild_loader
+from sbi_scoreaug.scores.progress import ShowsLoss
 
 SCORE_KINDS = ("exact", "joint")
 
@@ -71,7 +71,7 @@ def validate_score(score: Any, theta: Tensor, name: str = "score") -> Tensor:
     return score.detach().to(torch.float32)
 
 
-class ScoreCarrier(HostTrainer):
+class ScoreCarrier(ShowsLoss):
     """Mixin that carries scores through a trainer of sbi.
 
     Put it in front of the host class. Subclasses read the batch's fourth and fifth

@@ -5,6 +5,8 @@ from typing import Any
 
 from torch import Tensor
 
+from sbi_scoreaug.panels import panels
+
 
 @dataclass(frozen=True)
 class ScoreCheck:
@@ -53,16 +55,18 @@ class ScoreCheck:
             lines.append(f"likely cause: {self.cause}")
         return "\n".join([*lines, *(f"note: {note}" for note in self.notes)])
 
-    def plot(self) -> tuple[Any, Any]:
+    def plot(self, ax: Any = None) -> tuple[Any, Any]:
         """Draw z per test and component; alarms are white and bold.
+
+        Args:
+            ax: Matplotlib axes; None for new ones.
 
         Returns:
             The matplotlib figure and axes.
         """
-        from matplotlib import pyplot as plt
-
         num_tests, dim_theta = self.z.shape
-        fig, ax = plt.subplots(figsize=(3.5 + 0.7 * dim_theta, 1.2 + 0.35 * num_tests))
+        size = (3.5 + 0.7 * dim_theta, 1.2 + 0.35 * num_tests)
+        fig, (ax,) = panels(ax, 1, size)
         limit = 2 * self.threshold
         image = ax.imshow(
             self.z.numpy(), cmap="RdBu_r", vmin=-limit, vmax=limit, aspect="auto"
@@ -80,5 +84,4 @@ class ScoreCheck:
         ax.set_title("passed" if self.passed else "failed")
         bar = fig.colorbar(image, ax=ax, label="z")
         bar.set_ticks([-limit, -self.threshold, 0, self.threshold, limit])
-        fig.tight_layout()
         return fig, ax
