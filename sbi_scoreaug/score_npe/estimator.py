@@ -12,7 +12,9 @@ the target is another, of the same mean (`mixed_target`).
 *Centring.* Averaged over x at a given z_t the true score is the prior's, -z_t, so the
 excess (score + z_t) is 0. A systematic error of the network is not, and n observations
 add it n times. Its regression on z_t over simulated pairs, the anchors, is therefore
-subtracted from the scores of sets (`centre`).
+subtracted from the scores of sets (`centre`). That regression has the noise of the true
+excess: x varies at a given z_t. With exact scores it is had with far less, as that of
+the network's error, the score less the mixed target of the same pair.
 
 *Sets.* A network for sets of up to m observations takes `(m, *shape_x)`, with places
 that may be empty. In training each row is cut to a random size; for sampling `group`
@@ -70,6 +72,8 @@ class FactorizedScoreEstimator(VPScoreEstimator):
         self.register_buffer("anchor_z", None, persistent=False)
         self.register_buffer("anchor_features", None, persistent=False)
         self._centre: tuple[float, Tensor] | None = None
+        self.register_buffer("anchor_g", None, persistent=False)
+        self._anchor_target: MixedTarget | None = None
         self.register_buffer("_compose_standardization", torch.tensor(True))
 
     @property
@@ -138,23 +142,31 @@ class FactorizedScoreEstimator(VPScoreEstimator):
         return self.net.embed(x) if isinstance(self.net, PosteriorScoreNet) else x
 
     @torch.no_grad()
-    def set_anchors(self, theta: Tensor, x: Tensor) -> None:
+    def set_anchors(
+        self,
+        theta: Tensor,
+        x: Tensor,
+        scores: tuple[MixedTarget, Tensor] | None = None,
+    ) -> None:
         """Keep simulated pairs to centre scores with; after training.
 
         Args:
             theta: `(batch, dim)`.
             x: `(batch, *condition_shape)`, simulated at theta.
+            scores: The mixed target and posterior scores g `(batch, dim)`, if known.
         """
         self.anchor_z = self.to_z(theta)
+        self._anchor_target, self.anchor_g = scores or (None, None)
         rows = x.split(1000)
         self.anchor_features = torch.cat([self.eval().embed(part) for part in rows])
         self._centre = None
 
     @torch.no_grad()
     def centre(self, t: float) -> Tensor | None:
-        """Return what the network's excess is on average, `(1 + dim, dim)`.
+        """Return what the network's error is on average, `(1 + dim, dim)`.
 
-        Regression on (1, z_t) over the anchors, with fixed noise; None without them.
+        Regression of the excess, with scores of the error, on (1, z_t) over the
+        anchors, with fixed noise; None without them.
         """
         if self.anchor_z is None or not isinstance(self.net, PosteriorScoreNet):
             return None
@@ -164,11 +176,15 @@ class FactorizedScoreEstimator(VPScoreEstimator):
             time = torch.tensor([t], dtype=z.dtype, device=device)
             m, s = self.mean_t_fn(time), self.std_fn(time)
             z_t = m * z + s * noise.to(z)
-            excess = self.net.pairs(z_t, self.anchor_features, m, s).double()
+            error = self.net.pairs(z_t, self.anchor_features, m, s)
+            if self._anchor_target is not None:
+                known = torch.ones_like(z[:, 0]).bool()
+                g, mix = self.anchor_g, self._anchor_target.to(device)
+                error = error - (mix(g, known, noise.to(z), m, s) + z_t)
             design = torch.cat([torch.ones_like(z_t[:, :1]), z_t], -1).double()
             gram = design.mT @ design
             gram += 1e-3 * len(z) * torch.eye(len(gram)).to(gram)
-            fit = torch.linalg.solve(gram, design.mT @ excess)
+            fit = torch.linalg.solve(gram, design.mT @ error.double())
             self._centre = t, fit.to(z.dtype)
         return self._centre[1]
 
