@@ -9,7 +9,7 @@ r"""The five methods of scores_everywhere, each with scores and without.
 
 *Equally equipped*: sbi's loss with the network, the schedule (`SteadyTraining`), the
 rate and the number of steps of the other column: what is left between them is the
-score. `own` is sbi's trainer (ScoreNPE and ACE: ours) with all defaults, to its stop.
+score. `own` is sbi's trainer with all defaults, to its own stop.
 
 With p the exact and q the estimated posterior at a fresh observation:
 
@@ -50,7 +50,7 @@ from sbi_scoreaug.score_augmented.schedule import SteadyTraining
 
 NEVER = 10**6  # epochs without progress
 SET_SIZES = (8, 1)
-NUM_SAMPLES, NUM_EXACT = 400, 1000
+NUM_SAMPLES, NUM_EXACT = 300, 1000
 
 
 class Recipe(NamedTuple):
@@ -61,11 +61,11 @@ class Recipe(NamedTuple):
 
 
 RECIPES = {
-    "NRE": Recipe(1200, 2e-3),
-    "NLE": Recipe(800, 2e-3),
-    "NPE": Recipe(800, 2e-3),
-    "ScoreNPE": Recipe(1500, 1e-3),
-    "ACE": Recipe(1500, 1e-3),
+    "NRE": Recipe(500, 2e-3),
+    "NLE": Recipe(400, 2e-3),
+    "NPE": Recipe(400, 2e-3),
+    "ScoreNPE": Recipe(500, 1e-3),
+    "ACE": Recipe(400, 5e-4),
 }
 
 

@@ -24,7 +24,7 @@ ERRORS = {
 FLOOR = 5e-4
 BARS = {"NRE": 10, "NPE": 10, "ScoreNPE": 10, "NLE": 5, "ACE": 5}
 NEVER_BELOW = 0.9
-Factor = tuple[float, str]  # a number, and "<" or ">" where it is a bound
+Factor = tuple[float, str]  # a number, and ">" where it is a bound
 
 
 def middle(rows: list[Row], key: str = "error") -> float:
@@ -35,6 +35,8 @@ def middle(rows: list[Row], key: str = "error") -> float:
 
 def data_factor(rows: list[Row], scored: list[Row], key: str = "error") -> Factor:
     """Return M / N of the cells `scored`, all of one N, against the best plain runs.
+
+    MMD^2 goes as 1 / N, not N^-1/2: below the grid its factor is rather too small.
 
     Args:
         rows: Cells of one task and method.
@@ -50,8 +52,11 @@ def data_factor(rows: list[Row], scored: list[Row], key: str = "error") -> Facto
         best[m] = min(error, best.get(m, error))
     budgets = sorted(best)
     errors = [best[m] for m in budgets]
-    budget, sign = equivalent_budget(budgets, errors, middle(scored, key))
-    return budget / scored[0]["num_simulations"], sign
+    error, n = middle(scored, key), scored[0]["num_simulations"]
+    budget, sign = equivalent_budget(budgets, errors, error)
+    if sign == "<":  # even the fewest are better: by the rate of N^-1/2
+        return budgets[0] * (errors[0] / error) ** 2 / n, ""
+    return budget / n, sign
 
 
 def number(factor: Factor) -> str:
