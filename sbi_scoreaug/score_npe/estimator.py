@@ -177,7 +177,7 @@ class FactorizedScoreEstimator(VPScoreEstimator):
             m, s = self.mean_t_fn(time), self.std_fn(time)
             z_t = m * z + s * noise.to(z)
             error = self.net.pairs(z_t, self.anchor_features, m, s)
-            if self._anchor_target is not None:
+            if self._anchor_target is not None and self.anchor_g is not None:
                 known = torch.ones_like(z[:, 0]).bool()
                 g, mix = self.anchor_g, self._anchor_target.to(device)
                 error = error - (mix(g, known, noise.to(z), m, s) + z_t)
