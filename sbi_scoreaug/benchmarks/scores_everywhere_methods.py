@@ -65,7 +65,7 @@ RECIPES = {
     "NLE": Recipe(400, 2e-3),
     "NPE": Recipe(400, 2e-3),
     "ScoreNPE": Recipe(500, 1e-3),
-    "ACE": Recipe(400, 5e-4),
+    "ACE": Recipe(400, 1e-4),
 }
 
 
