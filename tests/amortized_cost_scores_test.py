@@ -7,6 +7,8 @@ import torch
 
 from sbi_scoreaug import AmortizedCostEstimator
 from sbi_scoreaug.amortized_cost.control_variate import ControlVariate
+from sbi_scoreaug.amortized_cost.point_distances import QuadraticDistance
+from sbi_scoreaug.amortized_cost.quadratic_cost import QuadraticCost
 from sbi_scoreaug.errors import InvalidInputError, ScoreWarning
 from sbi_scoreaug.simulators import LinearGaussianCost
 
@@ -63,6 +65,31 @@ def test_the_control_variate_starts_at_zero_and_is_linear_in_the_score():
     torch.nn.init.normal_(head.net.straight.weight)
     once, twice = head(inputs, score), head(inputs, 2 * score)
     assert once.any() and torch.allclose(twice, 2 * once, rtol=1e-5)
+
+
+def test_a_new_quadratic_cost_starts_from_a_fit_with_scores():
+    """x is linear in theta and score here, so the start is exact; a wrong one's not."""
+    simulator, theta, x, score = data()
+    found = {}
+    for kind, given in (("scores", score), ("shuffled", score.roll(7, 0))):
+        cost_net = QuadraticCost(theta, x, QuadraticDistance())
+        plain = cost_net.encode(theta)[0].detach()
+        cost_net.add_control(given, (theta, x))
+        exact = theta + simulator.shift
+        found[kind] = (cost_net.encode(theta)[0] - exact).abs().mean().item()
+        found[f"{kind}, plain"] = (plain - exact).abs().mean().item()
+    assert found["scores"] < 0.3 * found["scores, plain"]
+    assert found["shuffled"] > 0.7 * found["shuffled, plain"]
+
+
+def test_a_trained_cost_is_not_moved_by_scores_that_come_later():
+    _, theta, x, score = data(100)
+    cost_net = QuadraticCost(theta, x, QuadraticDistance())
+    torch.nn.init.normal_(cost_net.mean_net.straight.weight)
+    before = cost_net.encode(theta)[0]
+    cost_net.add_control(score)
+    assert torch.equal(cost_net.encode(theta)[0], before)
+    assert not cost_net.control(theta[:, None], score).any()
 
 
 @pytest.mark.parametrize("name", NETS)

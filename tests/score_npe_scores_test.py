@@ -173,6 +173,41 @@ def test_networks_that_saw_scores_are_polished():
         assert posterior.diagnostics[0].acceptance is None
 
 
+@pytest.mark.parametrize("shift", [0.0, 0.5])
+def test_centring_with_scores_sees_errors_of_the_network_and_no_noise(shift):
+    """A network that is exact up to a shift: its mean error is that shift."""
+    torch.manual_seed(0)
+    simulator = GaussianGaussian(3)
+    prior, theta = simulator.prior, simulator.prior.sample((300,))
+    x = simulator(theta)
+    coordinates = normal_coordinates(prior)
+    g = posterior_score(simulator.score(theta, x), theta, coordinates, prior)
+    exact = simulator._single_covariance[0].inverse().float()
+    values, vectors = torch.linalg.eigh(exact)  # J of the Gaussian posterior
+    trainer = ScoreNPE(prior, **QUIET).append_simulations(theta, x)
+    estimator = trainer.train(num_steps=1)
+
+    def excess(z, features, m, s):
+        score = simulator.diffused_score(z, float(m), x)
+        return score.diagonal(dim1=0, dim2=1).mT + z + shift
+
+    estimator.net.pairs = excess
+    found = {}
+    for name, scores in (
+        ("plain", None),
+        ("scores", (MixedTarget(values, vectors), g)),
+    ):
+        estimator.set_anchors(theta, x, scores)
+        found[name] = estimator.centre(0.3)
+    truth = torch.zeros(4, 3)
+    truth[0] = shift
+    assert (found["scores"] - truth).abs().max() < 0.01
+    assert (found["plain"] - truth).abs().max() > 0.05  # of 300 draws of x
+    trainer = ScoreNPE(prior, **QUIET)
+    trainer.append_simulations(theta, x, score=simulator.score(theta, x))
+    assert trainer.train(num_steps=1).anchor_g is not None
+
+
 def test_scores_stay_beside_their_rows(monkeypatch):
     """Also where the host repeats a validation batch, and drops a failed row."""
     trainer, theta, x, score = small_trainer()

@@ -9,11 +9,16 @@ the more of d is linear in the score. c is learned beside f,
 
     min E (d(x, x_t) - f(theta, x_t) - c(theta, x_t)' s)^2,
 
-without a second derivative, and dropped after training. For sets of trials c depends on
-theta alone. `QuadraticCost` regresses on moments of features phi_k, each with a head of
-its own in c(theta): (phi_k - m_k - c_k' s)^2, and the same for v. Joint scores have
+without a second derivative, and dropped after training. For sets of trials c depends
+on theta alone. `QuadraticCost` regresses on moments of features phi_k, each with a head
+of its own in c(theta): (phi_k - m_k - c_k' s)^2, and the same for v. Joint scores have
 mean zero too. A row without a score, or with a failed simulation, counts as s = 0: the
 plain label.
+
+c is a constant plus 1/dim_theta of a network. The constant starts at zero or, beside a
+regression that starts from least squares, at the least squares of both. The network's
+share is small because its dim_theta^2 products with s fit noise first: Adam moves each
+of them equally fast, however little it explains.
 
 References: Owen (2013), Monte Carlo theory, methods and examples, chapter 8; Gao,
 Deistler & Macke (2023), arXiv 2305.15208, for f.
@@ -50,6 +55,30 @@ class ControlVariate(nn.Module):
         self.net = ResidualNet(dim_in, num_outputs * dim, HIDDEN, BLOCKS)
         nn.init.zeros_(self.net.straight.weight)
         nn.init.zeros_(self.net.straight.bias)
+        self.constant = nn.Parameter(torch.zeros(self.shape))
+
+    @torch.no_grad()
+    def start_beside(
+        self, net: ResidualNet, inputs: Tensor, outputs: Tensor, score: Tensor
+    ) -> None:
+        """Start `net` and the head from one least-squares fit of both.
+
+        Without it the straight part of `net` starts from a regression that has all of
+        the noise that scores explain, and little data do not lead it away from there.
+
+        Args:
+            net: Regresses outputs on inputs.
+            inputs: `(num_simulations, dim_in)`, standardized.
+            outputs: `(num_simulations, d)`, the first d regressions of the head.
+            score: `(num_simulations, dim_theta)`, 0 where unknown.
+        """
+        beside = torch.cat([inputs, score / self.scale], dim=1)
+        both = ResidualNet(beside.shape[1], outputs.shape[1], 1, 0)
+        both.start_from_least_squares(beside, outputs)
+        split = inputs.shape[1]
+        net.straight.weight.copy_(both.straight.weight[:, :split])
+        net.straight.bias.copy_(both.straight.bias)
+        self.constant[: outputs.shape[1]] = both.straight.weight[:, split:]
 
     def forward(self, inputs: Tensor, score: Tensor) -> Tensor:
         """Return c's `(batch, T, num_outputs)`, zero at the start.
@@ -58,5 +87,6 @@ class ControlVariate(nn.Module):
             inputs: What c depends on, `(batch, T, dim_in)`.
             score: `(batch, dim_theta)`.
         """
-        c = self.net(inputs).unflatten(-1, self.shape)
+        change = self.net(inputs).unflatten(-1, self.shape)
+        c = self.constant + change / self.shape[1]
         return (c * (score / self.scale)[:, None, None]).sum(-1)

@@ -99,8 +99,15 @@ class CostEstimator(ExpectedCost):
         self.register_buffer("cost_scale", values.std().clamp(min=1e-20))
         self.register_buffer("cost_mean", values.mean())
 
-    def add_control(self, score: Tensor) -> None:
-        """Add a head for scores `(num_simulations, dim_theta)`, 0 where unknown."""
+    def add_control(
+        self, score: Tensor, start: tuple[Tensor, Tensor] | None = None
+    ) -> None:
+        """Add a head for scores `(num_simulations, dim_theta)`, 0 where unknown.
+
+        Args:
+            score: The training scores.
+            start: Their theta and x, if the network is new: it may start from a fit.
+        """
         embedded = self.input_shape.numel() if not self.on_sets else 0
         self.control = ControlVariate(score, score.shape[1] + embedded)
 

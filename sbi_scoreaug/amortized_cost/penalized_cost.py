@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from sbi_scoreaug.amortized_cost.control_variate import ControlVariate
 from sbi_scoreaug.amortized_cost.distance import Distance
+from sbi_scoreaug.amortized_cost.distance_checks import is_valid
 from sbi_scoreaug.amortized_cost.estimator import CostEstimator, ExpectedCost
 from sbi_scoreaug.amortized_cost.layers import ResidualNet
 
@@ -84,9 +85,14 @@ class PenalizedCost(ExpectedCost):
     def control(self, control: ControlVariate | None) -> None:
         self.valid_cost.control = control
 
-    def add_control(self, score: Tensor) -> None:
-        """Add a head for scores to the valid cost."""
-        self.valid_cost.add_control(score)
+    def add_control(
+        self, score: Tensor, start: tuple[Tensor, Tensor] | None = None
+    ) -> None:
+        """Add a head for scores to the valid cost; see `CostEstimator.add_control`."""
+        if start is not None:
+            valid = is_valid(self.distance, start[1])
+            score, start = score[valid], (start[0][valid], start[1][valid])
+        self.valid_cost.add_control(score, start)
 
     def _logit(self, theta: Tensor) -> Tensor:
         standardized = self.valid_cost.standardize_theta(theta)

@@ -91,10 +91,22 @@ class QuadraticCost(CostEstimator):
         squares = (mean.unsqueeze(1) - embedded).square().mean(dim=2)
         return squares + variance.unsqueeze(1)
 
-    def add_control(self, score: Tensor) -> None:
-        """Add a head for scores, of every feature and of v."""
+    def add_control(
+        self, score: Tensor, start: tuple[Tensor, Tensor] | None = None
+    ) -> None:
+        """Add a head for scores, of every feature and of v.
+
+        A new network starts from the regression of features on theta and score: where
+        both are linear, that is already exact.
+        """
         num_outputs = len(self.standardize.std.flatten()) + 1
         self.control = ControlVariate(score, score.shape[1], num_outputs)
+        if start is not None:
+            theta, x = start
+            features = self.standardize(self.embed(x))
+            self.control.start_beside(
+                self.mean_net, self.standardize_theta(theta), features, score
+            )
 
     def loss(
         self,

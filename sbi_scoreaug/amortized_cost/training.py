@@ -206,7 +206,8 @@ class CostTraining(ScoreCarrier, CostData):
         self, retrain_from_scratch: bool, start_idx: int
     ) -> None:
         """Build the cost network from valid training rows, in the first round."""
-        if self._neural_net is None or retrain_from_scratch:
+        new = self._neural_net is None or retrain_from_scratch
+        if new:
             self._build_network(start_idx)
             self._control = None
         scores, cost_net = self._scores(start_idx), cast(Any, self._neural_net)
@@ -215,8 +216,10 @@ class CostTraining(ScoreCarrier, CostData):
         if self._control is not None:
             cost_net.control = self._control
         elif cost_net.control is None:  # an interrupted training leaves one
-            known = (scores[0] * scores[1])[self.train_indices]
-            cost_net.add_control(known.cpu())
+            rows = self.train_indices
+            theta, x, _ = self.get_simulations(start_idx)
+            start = (theta[rows].cpu(), x[rows].cpu()) if new else None
+            cost_net.add_control((scores[0] * scores[1])[rows].cpu(), start)
 
     def _build_network(self, start_idx: int) -> None:
         builder: Any = self._build_neural_net

@@ -7,6 +7,7 @@ was stopped. Results that the README quotes stand in `benchmarks/results/`.
 
 NAMES = {
     "keeping_score": "ScoreAugmentedNRE: how many simulations a score is worth",
+    "scores_everywhere": "Every method: what an exact score buys",
     "score_npe": "ScoreNPE: sets of observations, exact scores to cost",
     "amortized_cost": "AmortizedCostEstimator: generalized posteriors, wrong models",
     "amortized_cost_hodgkin_huxley": "AmortizedCostEstimator: a neuron, against NPE",

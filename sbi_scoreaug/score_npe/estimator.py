@@ -12,7 +12,9 @@ the target is another, of the same mean (`mixed_target`).
 *Centring.* Averaged over x at a given z_t the true score is the prior's, -z_t, so the
 excess (score + z_t) is 0. A systematic error of the network is not, and n observations
 add it n times. Its regression on z_t over simulated pairs, the anchors, is therefore
-subtracted from the scores of sets (`centre`).
+subtracted from the scores of sets (`centre`). That regression has the noise of the true
+excess: x varies at a given z_t. With exact scores it is had with far less, as that of
+the network's error, the score less the mixed target of the same pair.
 
 *Sets.* A network for sets of up to m observations takes `(m, *shape_x)`, with places
 that may be empty. In training each row is cut to a random size; for sampling `group`
@@ -52,10 +54,13 @@ class FactorizedScoreEstimator(VPScoreEstimator):
 
     Attributes:
         trained_with_scores: Whether the loss has seen exact scores, a boolean tensor.
+        anchor_values, anchor_vectors: Of the mixed target, where scores are known.
     """
 
     trained_with_scores: Tensor
     coordinates: NormalCoordinates
+    anchor_values: Any
+    anchor_vectors: Any
     batch_scores: tuple[MixedTarget, Tensor, Tensor] | None = None  # of `loss`
 
     def __init__(
@@ -73,6 +78,8 @@ class FactorizedScoreEstimator(VPScoreEstimator):
         self.coordinates = coordinates
         self.register_buffer("anchor_z", None, persistent=False)
         self.register_buffer("anchor_features", None, persistent=False)
+        for name in ("anchor_g", "anchor_values", "anchor_vectors"):
+            self.register_buffer(name, None, persistent=False)
         self.register_buffer("trained_with_scores", torch.tensor(False))
         self._centre: tuple[float, Tensor] | None = None
         self.register_buffer("_compose_standardization", torch.tensor(True))
@@ -143,23 +150,35 @@ class FactorizedScoreEstimator(VPScoreEstimator):
         return self.net.embed(x) if isinstance(self.net, PosteriorScoreNet) else x
 
     @torch.no_grad()
-    def set_anchors(self, theta: Tensor, x: Tensor) -> None:
+    def set_anchors(
+        self,
+        theta: Tensor,
+        x: Tensor,
+        scores: tuple[MixedTarget, Tensor] | None = None,
+    ) -> None:
         """Keep simulated pairs to centre scores with; after training.
 
         Args:
             theta: `(batch, dim)`.
             x: `(batch, *condition_shape)`, simulated at theta.
+            scores: The mixed target and posterior scores g `(batch, dim)`, if known.
         """
         self.anchor_z = self.to_z(theta)
+        self.anchor_g = self.anchor_values = self.anchor_vectors = None
+        if scores is not None:
+            target, self.anchor_g = scores
+            self.anchor_values = target.eigenvalues
+            self.anchor_vectors = target.eigenvectors
         rows = x.split(1000)
         self.anchor_features = torch.cat([self.eval().embed(part) for part in rows])
         self._centre = None
 
     @torch.no_grad()
     def centre(self, t: float) -> Tensor | None:
-        """Return what the network's excess is on average, `(1 + dim, dim)`.
+        """Return what the network's error is on average, `(1 + dim, dim)`.
 
-        Regression on (1, z_t) over the anchors, with fixed noise; None without them.
+        Regression of the excess, with scores of the error, on (1, z_t) over the
+        anchors, with fixed noise; None without them.
         """
         if self.anchor_z is None or not isinstance(self.net, PosteriorScoreNet):
             return None
@@ -169,11 +188,16 @@ class FactorizedScoreEstimator(VPScoreEstimator):
             time = torch.tensor([t], dtype=z.dtype, device=device)
             m, s = self.mean_t_fn(time), self.std_fn(time)
             z_t = m * z + s * noise.to(z)
-            excess = self.net.pairs(z_t, self.anchor_features, m, s).double()
+            error = self.net.pairs(z_t, self.anchor_features, m, s)
+            if self.anchor_g is not None:
+                mix = MixedTarget(self.anchor_values, self.anchor_vectors)
+                known = torch.ones_like(z[:, 0]).bool()
+                target = mix(self.anchor_g, known, noise.to(z), m, s)
+                error = error - (target + z_t)
             design = torch.cat([torch.ones_like(z_t[:, :1]), z_t], -1).double()
             gram = design.mT @ design
             gram += 1e-3 * len(z) * torch.eye(len(gram)).to(gram)
-            fit = torch.linalg.solve(gram, design.mT @ excess)
+            fit = torch.linalg.solve(gram, design.mT @ error.double())
             self._centre = t, fit.to(z.dtype)
         return self._centre[1]
 

@@ -18,6 +18,8 @@ from sbi_scoreaug.score_npe.coordinates import NormalCoordinates
 from sbi_scoreaug.score_npe.mixed_target import MixedTarget, posterior_score
 from sbi_scoreaug.scores.carrier import ScoreCarrier
 
+MAX_ANCHORS = 2000
+
 
 class MixedTargetTraining(ScoreCarrier):
     """Mixin of the mixed target; put it in front of `NPSE`."""
@@ -25,6 +27,8 @@ class MixedTargetTraining(ScoreCarrier):
     _coordinates: NormalCoordinates
     _max_set_size: int = 1
     _mixed_target: MixedTarget | None = None
+    # theta, x and g of up to MAX_ANCHORS training rows that have all of them
+    _scored: tuple[Tensor, Tensor, Tensor] | None = None
 
     def _validate_before_storing(self, theta: Tensor, x: Tensor) -> None:
         """Refuse scores of sets, and where the prior has no gradient."""
@@ -40,11 +44,11 @@ class MixedTargetTraining(ScoreCarrier):
 
     def _columns(self, starting_round: int) -> tuple[Tensor, ...]:
         """Return posterior scores g in the network's coordinates, and rows with one."""
-        columns = super()._columns(starting_round)
+        self._scored, columns = None, super()._columns(starting_round)
         if not columns:
             return ()
         score, mask = columns
-        theta = self.get_simulations(starting_round)[0]
+        theta, x, _ = self.get_simulations(starting_round)
         g = posterior_score(score, theta, self._coordinates, self._prior)
         known = mask.all(1) & g.isfinite().all(1)
         rows = self.train_indices[known[self.train_indices].cpu()]
@@ -52,6 +56,8 @@ class MixedTargetTraining(ScoreCarrier):
             return ()
         target = MixedTarget.fit(g[rows], known[rows])
         self._mixed_target = target.to(self._device)
+        rows = rows[:MAX_ANCHORS]
+        self._scored = theta[rows], x[rows], g[rows]
         return g.nan_to_num(0.0), known
 
     def _get_losses(self, batch: Sequence[Tensor], loss_args: Any) -> Tensor:

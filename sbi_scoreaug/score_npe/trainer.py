@@ -20,12 +20,10 @@ from sbi_scoreaug.errors import InvalidInputError, InvalidTypeError
 from sbi_scoreaug.score_npe.builder import FactorizedScoreBuilder, require_model
 from sbi_scoreaug.score_npe.composition import require_count
 from sbi_scoreaug.score_npe.estimator import FactorizedScoreEstimator
-from sbi_scoreaug.score_npe.mixed_training import MixedTargetTraining
+from sbi_scoreaug.score_npe.mixed_training import MAX_ANCHORS, MixedTargetTraining
 from sbi_scoreaug.score_npe.posterior import FactorizedPosterior
 from sbi_scoreaug.score_npe.samplers import require_sampler
 from sbi_scoreaug.score_npe.training import AveragedTraining
-
-MAX_ANCHORS = 2000
 
 
 class ScoreNPE(AveragedTraining, MixedTargetTraining, NPSE):
@@ -190,6 +188,10 @@ class ScoreNPE(AveragedTraining, MixedTargetTraining, NPSE):
         return estimator
 
     def _set_anchors(self, estimator: Any) -> None:
+        if self._scored is not None and self._mixed_target is not None:
+            theta, x, g = (part.to(self._device) for part in self._scored)
+            estimator.set_anchors(theta, x, (self._mixed_target, g))
+            return
         theta, x, _ = self.get_simulations()
         rows = self.train_indices[:MAX_ANCHORS]
         estimator.set_anchors(theta[rows].to(self._device), x[rows].to(self._device))
