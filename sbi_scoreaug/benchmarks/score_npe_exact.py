@@ -196,7 +196,7 @@ def _cell(problem: str, method: str, n: int, quick: bool, seed: int) -> Row | No
     limit = LIMITS.get(method, Limit(sizes, 10))
     if n not in limit.sizes or n not in sizes or problem not in limit.problems:
         return None
-    if quick and n not in (2, 8):
+    if quick and (n not in (2, 8) or (method not in FAST and problem != "Gaussian")):
         return None
     cell: Row = {"problem": problem, "method": method, "num_observations": n}
     sets = min(limit.sets, 2) if quick else limit.sets
