@@ -1,7 +1,7 @@
 """Every tensor follows the trainer's device: the life cycle on CUDA, if there is one.
 
-The data may live elsewhere (`data_device`). Without CUDA the same cycle runs on the CPU,
-where a tensor left behind on another device cannot show.
+The data may live elsewhere (`data_device`). Without CUDA the same cycle runs on the
+CPU, where a tensor left behind on another device cannot show.
 """
 
 import copy
