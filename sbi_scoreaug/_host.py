@@ -12,6 +12,7 @@ import inspect
 from typing import TYPE_CHECKING, Any
 
 import torch
+from sbi.inference import NLE_A
 from sbi.inference.potentials.vector_field_adaptor import (
     IID_METHODS,
     AutoGaussCorrectedScoreFn,
@@ -40,6 +41,8 @@ if TYPE_CHECKING:
 else:
     HostTrainer = object
 
+# A name in sbi 0.27; None on sbi's main branch, where names are deprecated.
+DEFAULT_DENSITY = inspect.signature(NLE_A).parameters["density_estimator"].default
 # The names that `likelihood_nn` and `posterior_nn` know.
 DENSITY_ESTIMATORS = tuple(model_builders)
 
@@ -49,6 +52,7 @@ __all__ = [
     "PREDICTORS",
     "AutoGaussCorrectedScoreFn",
     "Corrector",
+    "DEFAULT_DENSITY",
     "DENSITY_ESTIMATORS",
     "HostTrainer",
     "LikelihoodEstimatorTrainer",

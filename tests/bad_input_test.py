@@ -1,8 +1,19 @@
 """Bad input: a typed error that says expected, got and remedy, and nothing stored."""
 
+import functools
+
 import pytest
 import torch
-from registry import SIMULATOR, TRAINERS, new_trainer, simulations, train
+from registry import (
+    SIMULATOR,
+    TRAINERS,
+    new_drop_in,
+    new_trainer,
+    simulations,
+    train,
+    weights_of,
+)
+from sbi.inference.posteriors.posterior_parameters import DirectPosteriorParameters
 from sbi.neural_nets import classifier_nn
 from sbi.neural_nets.ratio_estimators import RatioEstimator
 from torch import nn
@@ -77,10 +88,10 @@ APPEND = {
 
 
 @pytest.mark.parametrize("case", APPEND.values(), ids=APPEND)
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", (*NAMES, "NPSE", "ACE"))
 def test_scores_that_cannot_be_used_are_refused_and_nothing_is_stored(name, case):
     score, kwargs, error, builtin, words = case
-    trainer = new_trainer(TRAINERS[name][1]).append_simulations(THETA, X, score=SCORE)
+    trainer = new_drop_in(name).append_simulations(THETA, X, score=SCORE)
     before = state_of(trainer)
     with pytest.raises(error) as caught:
         trainer.append_simulations(THETA, X, score=score, **kwargs)
@@ -314,3 +325,93 @@ def test_score_by_position_unknown_classifier_and_joint_without_score_are_named(
     assert trainer._theta_roundwise == []
     with pytest.raises(ValueError, match="smooth_resnet"):
         ScoreAugmentedNRE(SIMULATOR.prior, classifier="smooth_rensnet")
+
+
+# --- The trainers of costs and of posterior scores -----------------------------------
+
+# name: (trainer, what is called, type, built-in, words: expected, got, remedy)
+CALLS = {
+    "beta 0": (
+        "ACE", lambda t: t.build_posterior(beta=0.0), InvalidInputError, ValueError,
+        ["beta", "positive", "0"],
+    ),
+    "beta NaN": (
+        "ACE", lambda t: t.build_posterior(beta=float("nan")), InvalidInputError,
+        ValueError, ["beta", "nan"],
+    ),
+    "unknown rule for beta": (
+        "ACE", lambda t: t.build_posterior(beta="best"), InvalidInputError, ValueError,
+        ["'best'", "'ml'"],
+    ),
+    "a sampler that ACE has not": (
+        "ACE", lambda t: t.build_posterior(sample_with="direct", beta=1.0),
+        InvalidInputError, ValueError, ["'mcmc'", "'direct'"],
+    ),
+    "targets of another shape": (
+        "ACE", lambda t: t.append_targets(torch.zeros(2, 3)), InvalidInputError,
+        ValueError, ["2", "(2, 3)"],
+    ),
+    "targets that are no tensor": (
+        "ACE", lambda t: t.append_targets([[0.0, 0.0]]), InvalidTypeError, TypeError,
+        ["tensor", "list"],
+    ),
+    "invalid targets": (
+        "ACE", lambda t: t.append_targets(torch.full((1, 2), torch.nan)),
+        InvalidInputError, ValueError, ["finite", "NaN"],
+    ),
+    "an unknown way with failures": (
+        "ACE", lambda t: t.train(invalid="ignore"), InvalidInputError, ValueError,
+        ["'penalty'", "'ignore'"],
+    ),
+    "a fraction above one": (
+        "ACE", lambda t: t.train(widened_fraction=1.5), InvalidInputError, ValueError,
+        ["widened_fraction", "1.5"],
+    ),
+    "x_o of another shape": (
+        "ACE",
+        lambda t: t.build_posterior(beta=1.0).set_default_x(torch.zeros(1, 3)),
+        InvalidInputError, ValueError, ["x_o", "(1, 3)"],
+    ),
+    "no steps": (
+        "NPSE", lambda t: t.train(num_steps=0), InvalidInputError, ValueError,
+        ["num_steps", "0"],
+    ),
+    "a decay of one": (
+        "NPSE", lambda t: t.train(ema_decay=1.0), InvalidInputError, ValueError,
+        ["ema_decay", "[0, 1)", "1.0"],
+    ),
+    "a sampler that ScoreNPE has not": (
+        "NPSE", lambda t: t.build_posterior(sample_with="mcmc"), InvalidInputError,
+        ValueError, ["'auto'", "'mcmc'"],
+    ),
+    "parameters of another posterior": (
+        "NPSE",
+        lambda t: t.build_posterior(posterior_parameters=DirectPosteriorParameters()),
+        InvalidTypeError, TypeError, ["VectorField", "DirectPosteriorParameters"],
+    ),
+    "a set without observations": (
+        "NPSE",
+        lambda t: t.build_posterior().sample((2,), x=torch.zeros(0, 2)),
+        InvalidInputError, ValueError, ["at least one observation", "x"],
+    ),
+}  # fmt: skip
+
+
+@functools.cache
+def trained(name):
+    trainer = new_drop_in(name).append_simulations(THETA, X, score=SCORE)
+    train(trainer, max_num_epochs=1, training_batch_size=20)
+    return trainer
+
+
+@pytest.mark.parametrize("case", CALLS.values(), ids=CALLS)
+def test_calls_that_cannot_be_answered_are_refused_and_change_nothing(case):
+    name, call, error, builtin, words = case
+    trainer = trained(name)
+    before = state_of(trainer), weights_of(trainer._neural_net).clone()
+    with pytest.raises(error) as caught:
+        call(trainer)
+    assert isinstance(caught.value, builtin) and isinstance(caught.value, ScoreaugError)
+    assert all(word in str(caught.value) for word in words), str(caught.value)
+    assert state_of(trainer) == before[0]
+    assert torch.equal(weights_of(trainer._neural_net), before[1])

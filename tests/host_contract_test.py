@@ -16,13 +16,13 @@ from registry import (
     simulations,
     train,
 )
-from sbi.inference import NRE_A
+from sbi.inference import NLE_A, NPE_C, NRE_A
 from sbi.inference.trainers.base import NeuralInference
 from sbi.neural_nets import classifier_nn
 from sbi.neural_nets.ratio_estimators import RatioEstimator
 from torch import nn
 
-from sbi_scoreaug import _host
+from sbi_scoreaug import ScoreAugmentedNLE, ScoreAugmentedNPE, _host
 
 
 @pytest.fixture
@@ -46,6 +46,16 @@ def test_the_range_of_versions_is_the_tested_one():
     from importlib.metadata import version
 
     assert version("sbi").split(".")[:2] == ["0", "27"]
+
+
+def test_the_default_flow_is_the_hosts_whatever_it_is_called():
+    """A name here; None on sbi's main branch, where names are deprecated."""
+    for cls in (ScoreAugmentedNLE, ScoreAugmentedNPE):
+        ours = inspect.signature(cls).parameters["density_estimator"]
+        assert ours.default == _host.DEFAULT_DENSITY
+    for cls in (NLE_A, NPE_C):
+        theirs = inspect.signature(cls).parameters["density_estimator"]
+        assert theirs.default == _host.DEFAULT_DENSITY
 
 
 # --- What is stored ----------------------------------------------------------------

@@ -24,7 +24,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sbi_scoreaug._host import DENSITY_ESTIMATORS, loss_is_negative_log_prob
+from sbi_scoreaug._host import (
+    DEFAULT_DENSITY,
+    DENSITY_ESTIMATORS,
+    loss_is_negative_log_prob,
+)
 from sbi_scoreaug.errors import InvalidInputError
 from sbi_scoreaug.score_augmented.trainer import ScoreTerm
 
@@ -37,7 +41,7 @@ class ScoreAugmentedDensityTerm(ScoreTerm):
     def __init__(
         self,
         prior: Any = None,
-        density_estimator: Any = "maf",
+        density_estimator: Any = DEFAULT_DENSITY,
         *args: Any,
         **kwargs: Any,
     ) -> None:
