@@ -15,7 +15,7 @@ from pathlib import Path
 import matplotlib
 import pytest
 import torch
-from drop_in_test import EPOCH, or_xfail, with_data
+from drop_in_test import EPOCH, MIXES, every_trainer, or_xfail, with_data
 from registry import DROP_INS, SIMULATOR, new_drop_in, simulations, train
 from sbi.analysis import ActiveSubspace, conditional_corrcoeff, pairplot
 from sbi.diagnostics import check_sbc, run_sbc, run_tarp
@@ -39,14 +39,6 @@ from sbi_scoreaug import CostNetBuilder, smooth_classifier_nn
 from sbi_scoreaug.errors import InvalidTypeError
 
 matplotlib.use("Agg")
-MIXES = ("NRE_B", "NRE_C", "BNRE")  # their posteriors are NRE_A's: slow
-every_trainer = pytest.mark.parametrize(
-    "name",
-    [
-        pytest.param(name, marks=[pytest.mark.slow] if name in MIXES else [])
-        for name in DROP_INS
-    ],
-)
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 
 X_O = torch.tensor([[0.2, -0.1]])
@@ -102,7 +94,10 @@ def built(name, ours=True, sample_with=None, **options):
 # --- Building ----------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("old", [False, True], ids=["an object", "a dictionary"])
+OLD = pytest.param(True, id="a dictionary", marks=pytest.mark.slow)
+
+
+@pytest.mark.parametrize("old", [pytest.param(False, id="an object"), OLD])
 @pytest.mark.parametrize(("name", "way"), SAMPLED)
 def test_every_sampler_with_its_parameters(name, way, old):
     if name in MIXES and (old or way in ("vi", "rejection")):
@@ -155,20 +150,10 @@ GRADIENTS = ("hmc_pyro", "nuts_pyro")
 WITH_MCMC = [name for name, pair in DROP_INS.items() if "mcmc" in pair.samplers]
 
 
-@pytest.mark.parametrize("method", SLICES + GRADIENTS)
-@pytest.mark.parametrize("name", ["NRE_A", "ACE"])
-def test_markov_chains(name, method):
-    _markov_chains(name, method)
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("method", SLICES + GRADIENTS)
-@pytest.mark.parametrize("name", sorted({*WITH_MCMC} - {"NRE_A", "ACE"}))
-def test_markov_chains_of_the_others(name, method):
-    _markov_chains(name, method)
-
-
-def _markov_chains(name, method):
+@pytest.mark.parametrize("name", WITH_MCMC)
+def test_markov_chains(name, method):
     def attempt(ours):
         chains = MCMCPosteriorParameters(
             method=method, num_chains=2, warmup_steps=2, thin=1

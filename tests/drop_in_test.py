@@ -28,7 +28,12 @@ from sbi_scoreaug.errors import InvalidTypeError
 NAMES = list(DROP_INS)
 POSTERIOR_TRAINERS = ("NPE_C", "NPSE")  # append_simulations takes a proposal
 EPOCH = {"max_num_epochs": 1, "training_batch_size": 20}
-every_trainer = pytest.mark.parametrize("name", NAMES)
+MIXES = ("NRE_B", "NRE_C", "BNRE")  # the code of NRE_A but for the host's: slow
+SLOW_MIXES = [
+    pytest.param(name, marks=[pytest.mark.slow] if name in MIXES else [])
+    for name in NAMES
+]
+every_trainer = pytest.mark.parametrize("name", SLOW_MIXES)
 pytestmark = pytest.mark.filterwarnings("ignore:Data x has device")
 
 

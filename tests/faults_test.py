@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from drop_in_test import EPOCH, with_data
+from drop_in_test import EPOCH, every_trainer, with_data
 from registry import DROP_INS, new_drop_in, simulations, train, weights_of
 from sbi.utils import BoxUniform
 
@@ -59,7 +59,7 @@ def interrupt(trainer, at):
 
 
 @pytest.mark.parametrize("at", [INTERRUPTED_AT, 60])
-@pytest.mark.parametrize("name", NAMES)
+@every_trainer
 def test_a_training_interrupted_from_the_keyboard_is_resumed(name, at):
     trainer = with_data(name)
     before = data_of(trainer)
@@ -77,7 +77,7 @@ def test_a_training_interrupted_from_the_keyboard_is_resumed(name, at):
     assert len(trained) != len(started) or not torch.equal(trained, started)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@every_trainer
 def test_all_parameters_are_trained_after_an_interrupt(name):
     """A part of the network that is built anew would be left out by the optimiser."""
     trainer = with_data(name)
@@ -94,7 +94,7 @@ def test_all_parameters_are_trained_after_an_interrupt(name):
     assert stepped and all(stepped)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@every_trainer
 def test_a_training_after_an_interrupt_can_also_start_anew(name):
     trainer = with_data(name)
     interrupt(trainer, INTERRUPTED_AT)
@@ -197,7 +197,7 @@ def test_a_folder_that_cannot_be_written_to_is_named_before_any_work(tmp_path):
 # --- Parameters outside the prior ----------------------------------------------------
 
 
-@pytest.mark.parametrize("name", NAMES)
+@every_trainer
 def test_parameters_of_a_proposal_outside_the_prior_do_no_harm(name):
     prior = BoxUniform(-torch.ones(2), torch.ones(2))
     theta = 1.1 * prior.sample((100,))

@@ -5,13 +5,12 @@ import warnings
 
 import pytest
 import torch
-from drop_in_test import EPOCH, with_data
-from registry import DROP_INS, SIMULATOR, new_drop_in, simulations, train, weights_of
+from drop_in_test import EPOCH, every_trainer, with_data
+from registry import SIMULATOR, new_drop_in, simulations, train, weights_of
 from torch.distributions import MultivariateNormal, StudentT
 
 from sbi_scoreaug.simulators import LinearGaussian
 
-every_trainer = pytest.mark.parametrize("name", DROP_INS)
 QUIET = {"show_progress_bars": False}
 
 

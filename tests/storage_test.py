@@ -30,7 +30,7 @@ def potential_of(name, trainer, ours=True):
 
 
 X_O = torch.tensor([[0.3, -0.2]])
-HALVES = ("host", "ours")
+HALVES = [pytest.param("host", marks=pytest.mark.slow), "ours"]
 
 
 @pytest.mark.parametrize("whose", HALVES)
