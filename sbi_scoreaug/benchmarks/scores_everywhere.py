@@ -135,7 +135,9 @@ def report(rows: list[Row], command: str) -> str:
             f"Seeds {sorted({row['seed'] for row in rows})}, {len(rows)} cells. "
             f"Optimiser steps and rate, in batches of 200: {recipes}. An entry is "
             "*error with scores / without, factor*: medians over the seeds that are "
-            "finished; the factor is against the best plain run. Errors of different "
+            "finished (N = 1000 first; other N may have one seed); the factor is "
+            "against the best plain run, at N = 10000 with up to three times the "
+            "steps, so that it can fall below 1 there. Errors of different "
             "methods are different quantities. Step: CPU time of an optimiser step "
             "with scores over that in the same equipment without, at N = 1000, in the "
             "same run.",

@@ -151,14 +151,15 @@ def _bar(method: str, rows: list[Row], scored: list[Row]) -> list[str]:
 
 
 def _below(task: str, method: str, rows: list[Row], scored: list[Row]) -> list[str]:
-    """Return where scores did harm, by either of the two errors."""
-    lines = []
+    """Return where scores did harm at equal steps, by either of the two errors."""
+    lines, steps = [], scored[0]["steps"]
+    rows = [row for row in rows if row["arm"] != "plain" or row["steps"] == steps]
     for key, name in zip(("error", "other"), ERRORS[method], strict=True):
         factor = data_factor(rows, scored, key)
         if factor[0] < NEVER_BELOW:
             n = scored[0]["num_simulations"]
             lines.append(
-                f"- {method}, {task}, N = {n}, {name}: factor at least {NEVER_BELOW}: "
+                f"- {method}, {task}, N = {n}, {name}: at equal steps {NEVER_BELOW}: "
                 f"{factor[0]:.2f}: missed"
             )
     return lines
