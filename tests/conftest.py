@@ -24,13 +24,12 @@ def distribution_validation_untouched():
     assert torch.distributions.Distribution._validate_args == before
 
 
-@pytest.fixture(autouse=True)
-def logs_elsewhere(monkeypatch, tmp_path):
+@pytest.fixture(autouse=True, scope="session")
+def logs_elsewhere(tmp_path_factory):
     """sbi's default tracker writes to a temporary folder, never where pytest runs."""
-    logs = Path("sbi-logs").absolute()
+    logs, root = Path("sbi-logs").absolute(), tmp_path_factory.mktemp("logs")
     before = logs.exists()
-    monkeypatch.setattr(
-        "sbi.inference.trainers.base.get_log_root", lambda: str(tmp_path)
-    )
-    yield
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sbi.inference.trainers.base.get_log_root", lambda: str(root))
+        yield
     assert logs.exists() == before

@@ -241,7 +241,9 @@ def test_trainers_and_posteriors_are_loaded_in_a_fresh_process(tmp_path):
             pickle.dump(content, file)
     tests = str(Path(__file__).parent)
     command = [sys.executable, "-c", LOADING, str(tmp_path), tests, *names]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        command, capture_output=True, text=True, check=False, cwd=tmp_path
+    )
     assert done.stdout.split() == [w for name in names for w in ("loaded", name)], (
         done.stderr
     )

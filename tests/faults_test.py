@@ -135,6 +135,7 @@ def test_a_killed_process_is_resumed_from_a_pickled_trainer(tmp_path):
     tests = str(Path(__file__).parent)
     done = subprocess.run(
         [sys.executable, "-c", KILLED, str(tmp_path), tests],
+        cwd=tmp_path,
         capture_output=True,
         text=True,
         check=False,

@@ -150,7 +150,7 @@ def test_methods_that_plot_take_axes(draw, num):
 
 
 SMALL = {
-    "auto": ({}, 21),
+    "auto": ({}, 22),  # the polish is one step
     "gauss": ({"num_steps": 8}, 9),
     "langevin": ({"num_levels": 10, "steps_per_level": 3}, 10),
     "composed": ({"num_levels": 12}, 12),

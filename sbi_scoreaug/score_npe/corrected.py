@@ -86,6 +86,7 @@ def auto(
         chains = Polish(score, m * theta, task.diagnostics)
         if _polish(chains, polish_steps, bool(jump)):
             theta = task.diagnostics.replace_non_finite(chains.theta) / m
+            task.diagnostics.keep_trace(theta)
     return theta[torch.randperm(num_run, device=theta.device)[: task.num_samples]]
 
 

@@ -58,7 +58,6 @@ class Polish:
         """Run `num_steps` steps; two evaluations each."""
         for _ in range(num_steps):
             self._metropolis_step()
-            self.diagnostics.keep_trace(self.theta)
 
     def _metropolis_step(self) -> None:
         theta, value, a = self.theta, self.value, self.step
