@@ -108,7 +108,10 @@ def test_pickling_leaves_out_the_tracker_and_the_builder(host):
     assert state["_theta_roundwise"] is host._theta_roundwise
 
 
-def test_the_default_tracker_asks_for_the_log_root_by_that_name(tmp_path):
+def test_the_default_tracker_asks_for_the_log_root_by_that_name(monkeypatch, tmp_path):
+    monkeypatch.setattr(
+        "sbi.inference.trainers.base.get_log_root", lambda: str(tmp_path)
+    )
     trainer = NRE_A(SIMULATOR.prior, show_progress_bars=False)
     assert str(trainer._tracker.log_dir).startswith(str(tmp_path))
 
