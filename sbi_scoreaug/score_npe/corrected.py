@@ -3,7 +3,8 @@ r"""Samplers on corrected scores: the default, and GAUSS with pilot runs.
 *auto* is the descent of `descent` on `gauss.MeanGauss` and, for scores that can be
 trusted, Metropolis steps (`polish`) and jumps between modes (`jumps`). Networks trained
 by denoising alone have large relative errors at small noise, and Metropolis steps then
-sample the error: whether to polish is decided by the score's `circulation`.
+sample the error. Of a score that comes without a word, its `circulation` decides; of a
+network it is known how it was trained (`posterior`): with scores, it is polished.
 
 *gauss* is the same descent on `gauss.ObservationGauss`, whose covariances come from a
 pilot descent for each observation.
