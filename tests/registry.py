@@ -26,24 +26,15 @@ from sbi_scoreaug import (
     ScoreAugmentedNLE,
     ScoreAugmentedNPE,
     ScoreAugmentedNRE,
-    ScoreAugmentedRatioTerm,
     ScoreNPE,
     smooth_classifier_nn,
 )
+from sbi_scoreaug.benchmarks.overhead_trainers import (
+    ScoreAugmentedBNRE,
+    ScoreAugmentedNRE_B,
+    ScoreAugmentedNRE_C,
+)
 from sbi_scoreaug.simulators import LinearGaussian
-
-
-class ScoreAugmentedNRE_B(ScoreAugmentedRatioTerm, NRE_B):
-    """NRE-B with exact scores."""
-
-
-class ScoreAugmentedNRE_C(ScoreAugmentedRatioTerm, NRE_C):
-    """NRE-C with exact scores."""
-
-
-class ScoreAugmentedBNRE(ScoreAugmentedRatioTerm, BNRE):
-    """Balanced NRE with exact scores."""
-
 
 RATIO_TRAINERS = {
     "NRE_A": (NRE_A, ScoreAugmentedNRE),
