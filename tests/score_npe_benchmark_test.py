@@ -108,7 +108,7 @@ def test_bars_of_the_box_and_cost():
 @pytest.mark.parametrize("number", TABLES)
 @pytest.mark.parametrize("quick", [False, True])
 def test_cells_are_all_different(number, quick):
-    cells = TABLES[number].cells(quick, [*EXACT_METHODS, *METHODS])
+    cells = TABLES[number].cells(quick, [*EXACT_METHODS, *METHODS], 1)
     keys = {tuple(cell.items()) for cell in cells}
     assert len(keys) == len(cells) > 0
 
@@ -123,7 +123,7 @@ def test_a_cell_knows_a_good_sampler_from_a_narrow_one():
 
 def test_stop_resume_and_report(tmp_path, monkeypatch):
     options = ["--quick", "--out", str(tmp_path), "--tables", "1"]
-    cells = TABLES[1].cells(True, ["perfect draws", "auto"])
+    cells = TABLES[1].cells(True, ["perfect draws", "auto"], 1)
     cells = [cell for cell in cells if cell["problem"] == "flip .5"]
     table = TABLES[1]._replace(cells=lambda *_: cells[:2])
     monkeypatch.setitem(score_npe.TABLES, 1, table)

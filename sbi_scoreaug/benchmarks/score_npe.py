@@ -1,7 +1,7 @@
 r"""Sets of observations: samplers with exact scores, trained networks, a box, cost.
 
 Four tables, described in `score_npe_exact` (1), `score_npe_trained` (2, 3) and
-`score_npe_cost` (4). Fresh sets have seeds 1, 2, ..: nothing was chosen on them.
+`score_npe_cost` (4). Fresh sets have seeds 1, 2, .. unless `--first-set` says others.
 """
 
 from __future__ import annotations
@@ -49,15 +49,13 @@ from sbi_scoreaug.benchmarks.score_npe_trained import (
 
 __all__ = ["ExactScores", "main"]
 
-FIRST_SET = 1
-
 
 class Table(NamedTuple):
     """What computes and shows one of the four tables."""
 
     name: str
     title: str
-    cells: Callable[[bool, Sequence[str]], list[Row]]
+    cells: Callable[[bool, Sequence[str], int], list[Row]]
     cell: Callable[..., Row]
     show: Callable[[list[Row]], str]
     plot: Callable[[list[Row], Path], None]
@@ -73,7 +71,7 @@ TABLES = {
     1: Table(
         "exact",
         "1. Exact scores",
-        lambda quick, methods: exact_cells(quick, methods, FIRST_SET),
+        exact_cells,
         exact_cell,
         exact_table,
         plot_exact,
@@ -82,7 +80,7 @@ TABLES = {
     2: Table(
         "trained",
         "2. Trained networks",
-        lambda quick, methods: trained_cells(quick, methods, FIRST_SET),
+        trained_cells,
         trained_cell,
         _show_trained,
         plot_trained,
@@ -91,7 +89,7 @@ TABLES = {
     3: Table(
         "bounded",
         "3. Box prior",
-        lambda quick, _: bounded_cells(quick),
+        lambda quick, *_: bounded_cells(quick),
         bounded_cell,
         bounded_table,
         plot_bounded,
@@ -100,7 +98,7 @@ TABLES = {
     4: Table(
         "cost",
         "4. Cost",
-        lambda quick, _: cost_cells(quick),
+        lambda quick, *_: cost_cells(quick),
         cost_cell,
         cost_table,
         plot_cost,
@@ -119,6 +117,9 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument(
         "--methods", nargs="+", choices=methods, default=methods, help="of tables 1, 2"
     )
+    parser.add_argument(
+        "--first-set", type=int, default=1, help="seed of the first set of tables 1, 2"
+    )
     arguments = parser.parse_args(argv)
     quick, out, start = arguments.quick, arguments.out, time.time()
     command = "python -m sbi_scoreaug.benchmarks score_npe " + " ".join(argv)
@@ -133,7 +134,7 @@ def main(argv: Sequence[str]) -> None:
             rows = read_rows(path)
         else:
             jobs = 1 if number == 4 else arguments.jobs
-            cells = table.cells(quick, arguments.methods)
+            cells = table.cells(quick, arguments.methods, arguments.first_set)
             rows = run_cells(cells, table.cell, path, jobs)
         if rows:
             table.plot(rows, path.with_suffix(".png"))
