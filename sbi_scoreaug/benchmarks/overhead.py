@@ -24,7 +24,13 @@ from typing import Any
 
 import torch
 
-from sbi_scoreaug.benchmarks.cells import Row, benchmark_parser, provenance, run_cells
+from sbi_scoreaug.benchmarks.cells import (
+    Row,
+    benchmark_parser,
+    provenance,
+    read_rows,
+    run_cells,
+)
 from sbi_scoreaug.benchmarks.overhead_trainers import PAIRS
 from sbi_scoreaug.benchmarks.problems import PROBLEMS
 from sbi_scoreaug.benchmarks.training import Simulations, simulate
@@ -181,7 +187,11 @@ def main(argv: Sequence[str]) -> None:
         if setting == "mlp" or PAIRS[name].embeds
     ]
     stem = "quick" if options.quick else "overhead"
-    rows = run_cells(cells, cell, options.out / f"{stem}.csv", options.jobs)
+    path = options.out / f"{stem}.csv"
+    if options.report:
+        rows = read_rows(path)
+    else:
+        rows = run_cells(cells, cell, path, options.jobs)
     shown = [name for name in ("NRE_A", "NLE_A", "NPE_C") if name in options.trainers]
     profiles = [profile(name, "mlp", "score", sizes["mlp"][0] // 2) for name in shown]
     command = "python -m sbi_scoreaug.benchmarks overhead " + " ".join(argv)
