@@ -181,9 +181,8 @@ def main(argv: Sequence[str]) -> None:
             rows[name] = read_rows(path)
         else:
             rows[name] = run_cells(cells, function, path, options.jobs)
-    command = "python -m sbi_scoreaug.benchmarks amortized_cost " + " ".join(argv)
     ladders = ladder.table(rows["ladder"], PROBLEMS)
-    text = report(rows, ladders, provenance(command.strip()), _notes(out))
+    text = report(rows, ladders, provenance("amortized_cost", argv), _notes(out))
     (out / ("quick.md" if options.quick else "README.md")).write_text(text + "\n")
     plot(
         rows["figures"], out / ("quick.png" if options.quick else "amortized_cost.png")

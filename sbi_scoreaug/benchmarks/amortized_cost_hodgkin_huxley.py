@@ -88,8 +88,8 @@ def main(argv: list[str] | None = None) -> None:
         run_cells(cells, function, options.out, options.jobs)
     if options.no_report:
         return
-    command = "python -m sbi_scoreaug.benchmarks amortized_cost_hodgkin_huxley"
-    print(report(options.out, Laboratory(options.cache), provenance(command)))
+    made = provenance("amortized_cost_hodgkin_huxley")
+    print(report(options.out, Laboratory(options.cache), made))
 
 
 def run_cell(

@@ -10,7 +10,8 @@ import argparse
 import csv
 import io
 import platform
-from collections.abc import Callable
+import shlex
+from collections.abc import Callable, Sequence
 from datetime import date
 from importlib.metadata import version
 from pathlib import Path
@@ -132,8 +133,9 @@ def benchmark_parser(
     return parser
 
 
-def provenance(command: str) -> str:
+def provenance(benchmark: str, argv: Sequence[str] = ()) -> str:
     """Return a line that says when, with what and how a table was made."""
+    command = shlex.join(["python", "-m", "sbi_scoreaug.benchmarks", benchmark, *argv])
     versions = [f"sbi_scoreaug {__version__}", f"Python {platform.python_version()}"]
     versions += [f"{name} {version(name)}" for name in ("sbi", "torch", "numpy")]
     return f"{date.today().isoformat()}; {', '.join(versions)}; `{command}`"

@@ -179,11 +179,10 @@ def main(argv: Sequence[str]) -> None:
     ]
     costs_path = out / ("quick_step_cost.csv" if quick else "step_cost.csv")
     costs = run_cells(cost_cells, step_cost, costs_path)
-    command = "python -m sbi_scoreaug.benchmarks keeping_score " + " ".join(argv)
     report = "\n\n".join(
         [
             "# keeping_score",
-            provenance(command.strip()),
+            provenance("keeping_score", argv),
             f"Seeds {seeds}, {rows[0]['fresh']} fresh observations a seed; errors are "
             "medians over observations, then over seeds. `NRE_A` has all of sbi's "
             "defaults and trains to its own stop; `equipped` and `score` make the "

@@ -194,11 +194,10 @@ def main(argv: Sequence[str]) -> None:
         rows = run_cells(cells, cell, path, options.jobs)
     shown = [name for name in ("NRE_A", "NLE_A", "NPE_C") if name in options.trainers]
     profiles = [profile(name, "mlp", "score", sizes["mlp"][0] // 2) for name in shown]
-    command = "python -m sbi_scoreaug.benchmarks overhead " + " ".join(argv)
     report = "\n\n".join(
         [
             "# overhead",
-            provenance(command.strip()),
+            provenance("overhead", argv),
             str(__doc__).split("\n\n", 1)[1].strip(),
             "Ratios are to sbi's class in the same run; bold is above the bar. Spread: "
             "largest less smallest ratio over rounds.",

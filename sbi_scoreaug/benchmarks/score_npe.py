@@ -122,8 +122,7 @@ def main(argv: Sequence[str]) -> None:
     )
     arguments = parser.parse_args(argv)
     quick, out, start = arguments.quick, arguments.out, time.time()
-    command = "python -m sbi_scoreaug.benchmarks score_npe " + " ".join(argv)
-    parts = ["# score_npe", provenance(command.strip())]
+    parts = ["# score_npe", provenance("score_npe", argv)]
     notes = out / "notes.md"
     if notes.exists() and not quick:
         parts.append(notes.read_text().strip())

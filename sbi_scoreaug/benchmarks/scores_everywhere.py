@@ -122,7 +122,7 @@ def _fresh(method: str, quick: bool) -> int:
     return 10 if quick else 40
 
 
-def report(rows: list[Row], command: str) -> str:
+def report(rows: list[Row], argv: Sequence[str]) -> str:
     """Return the whole report in Markdown."""
     recipes = "; ".join(
         f"{name} {recipe.steps} at {recipe.learning_rate:g}"
@@ -131,7 +131,7 @@ def report(rows: list[Row], command: str) -> str:
     return "\n\n".join(
         [
             "# scores_everywhere",
-            provenance(command),
+            provenance("scores_everywhere", argv),
             f"Seeds {sorted({row['seed'] for row in rows})}, {len(rows)} cells. "
             f"Optimiser steps and rate, in batches of 200: {recipes}. An entry is "
             "*error with scores / without, factor*: medians over the seeds that are "
@@ -165,8 +165,7 @@ def main(argv: Sequence[str]) -> None:
     else:
         cells = cells_of(quick, arguments.methods, tasks, seeds)
         rows = run_cells(cells, cell, path, arguments.jobs)
-    command = "python -m sbi_scoreaug.benchmarks scores_everywhere " + " ".join(argv)
-    text = report(rows, command.strip())
+    text = report(rows, argv)
     (out / ("quick.md" if quick else "README.md")).write_text(text + "\n")
     plot(rows, out / ("quick.png" if quick else "scores_everywhere.png"))
     print(f"\n{text}\n\nWritten to {out}/ after {time.time() - start:.0f} s.")
