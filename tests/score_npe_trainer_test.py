@@ -3,6 +3,7 @@
 import copy
 import inspect
 import pickle
+import warnings
 
 import pytest
 import torch
@@ -380,6 +381,18 @@ def test_builder_of_another_diffusion_is_refused():
 def test_bad_training(options):
     with pytest.raises(InvalidInputError, match=next(iter(options))):
         make_trainer().train(**options)
+
+
+def test_parameters_outside_the_prior_are_said():
+    trainer = ScoreNPE(BoxUniform(-torch.ones(2), torch.ones(2)), **QUIET)
+    theta = torch.tensor([[0.0, 0.0], [0.0, 1.2], [0.5, -0.5]]).repeat(10, 1)
+    x = theta + torch.randn(30, 2)
+    inside = theta.abs().amax(1) < 1
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        trainer.append_simulations(theta[inside], x[inside])
+    with pytest.warns(UserWarning, match="got 10 of 30 outside"):
+        trainer.append_simulations(theta, x)
 
 
 def test_unknown_sampler_lists_the_known(trained):

@@ -16,7 +16,8 @@ from sbi.inference.posteriors.posterior_parameters import VectorFieldPosteriorPa
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
-from sbi_scoreaug.errors import InvalidInputError, InvalidTypeError
+from sbi_scoreaug._host import within_support
+from sbi_scoreaug.errors import InvalidInputError, InvalidTypeError, warn
 from sbi_scoreaug.score_npe.builder import FactorizedScoreBuilder, require_model
 from sbi_scoreaug.score_npe.composition import require_count
 from sbi_scoreaug.score_npe.estimator import FactorizedScoreEstimator
@@ -138,6 +139,9 @@ class ScoreNPE(AveragedTraining, MixedTargetTraining, NPSE):
 
         Raises:
             InvalidInputError: If x does not hold m simulations of each theta.
+
+        Warns:
+            UserWarning: If theta lies outside the prior's support.
         """
         m, shape = self._max_set_size, tuple(getattr(x, "shape", ()))
         if m > 1 and (len(shape) < 3 or shape[1] != m):
@@ -145,7 +149,16 @@ class ScoreNPE(AveragedTraining, MixedTargetTraining, NPSE):
                 f"x: expected ({len(theta)}, {m}, *shape_x) for max_set_size={m}, got "
                 f"{shape}. Simulate {m} times at each theta."
             )
-        return super().append_simulations(theta, x, *args, **kwargs)
+        trainer = super().append_simulations(theta, x, *args, **kwargs)
+        outside = ~within_support(self._prior, self._theta_roundwise[-1])
+        if outside.any():
+            warn(
+                f"theta: expected parameters inside the prior's support, got "
+                f"{int(outside.sum())} of {len(outside)} outside. They are learned as "
+                "if at its edge; leave them out, or widen the prior.",
+                UserWarning,
+            )
+        return trainer
 
     def train(
         self,
