@@ -6,6 +6,7 @@ import pickle
 import pytest
 import torch
 from sbi.utils import BoxUniform
+from torch import nn
 from torch.distributions import Gamma, Independent, LogNormal, MultivariateNormal
 
 from sbi_scoreaug.errors import InvalidInputError, ScoreWarning
@@ -13,6 +14,7 @@ from sbi_scoreaug.score_npe import ScoreNPE
 from sbi_scoreaug.score_npe.coordinates import normal_coordinates
 from sbi_scoreaug.score_npe.estimator import FactorizedScoreEstimator
 from sbi_scoreaug.score_npe.mixed_target import MixedTarget, posterior_score
+from sbi_scoreaug.score_npe.network import PosteriorScoreNet
 from sbi_scoreaug.simulators import (
     GaussianGaussian,
     GaussianMixtureLikelihood,
@@ -287,3 +289,17 @@ def test_a_density_without_gradient_is_refused():
     coordinates = normal_coordinates(PRIORS["transformed"])
     with pytest.raises(InvalidInputError, match="differentiated"):
         posterior_score(theta, theta, coordinates, Stubborn())
+
+
+@pytest.mark.parametrize("embedding", [None, nn.Flatten()])
+def test_small_levels_weigh_by_the_variance_that_is_known(embedding):
+    theta = torch.randn(200, 2)
+    x = theta + 0.5 * torch.randn(200, 2)
+    net = PosteriorScoreNet(theta, x, embedding_net=embedding, num_hidden=8)
+    m, s, precision = torch.ones(1, 1), torch.zeros(1, 1), torch.tensor([10.0, 0.1])
+    weight = net.mixed_loss_weight(m, s, precision)[0]
+    expected = net.rho[0] ** 2  # residual variance of the regression: about .2
+    if embedding is not None:  # no regression: the prior's variance, about 1
+        assert (expected > 0.7).all()
+        expected = torch.stack([torch.tensor(0.1), expected[1]])
+    assert torch.allclose(weight, expected)

@@ -253,7 +253,7 @@ class FactorizedScoreEstimator(VPScoreEstimator):
             mixed_target, g, known = scores
             target = mixed_target(g, known, noise, m, s)
             if own:
-                mixed_weight = own.mixed_loss_weight(m, s)
+                mixed_weight = own.mixed_loss_weight(m, s, mixed_target.precision)
                 weight = torch.where(known[:, None], mixed_weight, weight)
         score = self.forward(m * z + s * noise, condition, times)
         return (weight * (score - target) ** 2).sum(-1)

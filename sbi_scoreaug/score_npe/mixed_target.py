@@ -107,6 +107,11 @@ class MixedTarget:
         values, vectors = torch.linalg.eigh(rows.mT @ rows / len(rows))
         return cls(values.clamp(min=1e-6).to(g), vectors.to(g))
 
+    @property
+    def precision(self) -> Tensor:
+        """The diagonal of J `(dim,)`."""
+        return self.eigenvectors**2 @ self.eigenvalues
+
     def to(self, device: str | torch.device) -> MixedTarget:
         """Return a copy on a device."""
         return MixedTarget(self.eigenvalues.to(device), self.eigenvectors.to(device))

@@ -189,14 +189,22 @@ class PosteriorScoreNet(nn.Module):
         """
         return (s / m) ** 2 if self.bounded else s**2
 
-    def mixed_loss_weight(self, m: Tensor, s: Tensor) -> Tensor:
+    def mixed_loss_weight(self, m: Tensor, s: Tensor, precision: Tensor) -> Tensor:
         """Return the weight where the target is mixed with exact scores.
 
         Such a target is about as noisy at small levels as at large ones. Bounded: the
-        squared error of the network's output.
+        squared error of the network's output. Where x is embedded, rho^2 is not the
+        residual variance but the prior's; the posterior's is about 1 / `precision`.
+
+        Args:
+            m: `(batch, 1)`.
+            s: `(batch, 1)`.
+            precision: Of the posterior, on average `(dim,)`.
         """
-        bounded = (m**2 * self.rho[0] ** 2 + s**2) / m**2
-        return bounded if self.bounded else s**2
+        variance = self.rho[0] ** 2
+        if not self.standardise:
+            variance = torch.minimum(variance, 1 / precision)
+        return (m**2 * variance + s**2) / m**2 if self.bounded else s**2
 
     def _particle(self, z: Tensor, m: Tensor, s: Tensor) -> Tensor:
         """What of the head's input no observation changes."""
