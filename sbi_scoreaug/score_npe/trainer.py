@@ -122,6 +122,7 @@ class ScoreNPE(AveragedTraining, MixedTargetTraining, NPSE):
         )
         self._max_set_size = max_set_size
         self._coordinates = builder.coordinates
+        self._rows_were_dropped = False
         self._start_averaging(0.999, None)
         self._pending: tuple[str, dict[str, Any]] = ("auto", {})
 
@@ -150,7 +151,9 @@ class ScoreNPE(AveragedTraining, MixedTargetTraining, NPSE):
                 f"{shape}. Simulate {m} times at each theta."
             )
         trainer = super().append_simulations(theta, x, *args, **kwargs)
-        outside = ~within_support(self._prior, self._theta_roundwise[-1])
+        kept = self._theta_roundwise[-1]
+        self._rows_were_dropped |= len(kept) < len(theta)
+        outside = ~within_support(self._prior, kept)
         if outside.any():
             warn(
                 f"theta: expected parameters inside the prior's support, got "
@@ -201,13 +204,17 @@ class ScoreNPE(AveragedTraining, MixedTargetTraining, NPSE):
         return estimator
 
     def _set_anchors(self, estimator: Any) -> None:
+        """Centre with scores; without them, only on all that the prior gave."""
         if self._scored is not None and self._mixed_target is not None:
             theta, x, g = (part.to(self._device) for part in self._scored)
             estimator.set_anchors(theta, x, (self._mixed_target, g))
             return
         theta, x, _ = self.get_simulations()
         rows = self.train_indices[:MAX_ANCHORS]
-        estimator.set_anchors(theta[rows].to(self._device), x[rows].to(self._device))
+        theta, x = theta[rows].to(self._device), x[rows].to(self._device)
+        if self._rows_were_dropped or not _look_normal(estimator.to_z(theta)):
+            theta = None
+        estimator.set_anchors(theta, x)
 
     def build_posterior(  # type: ignore[override]
         self,
@@ -278,3 +285,10 @@ class ScoreNPE(AveragedTraining, MixedTargetTraining, NPSE):
             max_sampling_batch_size=posterior_parameters.max_sampling_batch_size,
             enable_transform=posterior_parameters.enable_transform,
         )
+
+
+def _look_normal(z: Tensor) -> bool:
+    """Whether means and variances of `z (batch, dim)` are those of N(0, I)."""
+    root = len(z) ** 0.5
+    mean, variance = z.mean(0).abs() * root, (z.var(0) - 1).abs() * root / 2**0.5
+    return bool((mean < 5).all() and (variance < 7).all())
