@@ -2,13 +2,17 @@
 
 The rest of the package imports these from here, so that a new release of sbi is
 checked by reading one file; `tests/host_contract_test.py` holds one sentence an
-assertion for each of them.
+assertion for each of them. Where sbi 0.27 and its main branch differ, both are served
+here (`builder_of`, `DEFAULT_DENSITY`), by what is there and not
+by version; `tests/host_features_test.py` puts the other shape in the host's place.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import inspect
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -60,10 +64,12 @@ __all__ = [
     "VPScoreEstimator",
     "VectorFieldBasedPotential",
     "assert_all_finite",
+    "builder_of",
     "embed_x",
     "ensure_theta_batched",
     "get_simulations_since_round",
     "handle_invalid_x",
+    "is_configuration",
     "log_ratio",
     "register_corrector",
     "register_iid_method",
@@ -73,6 +79,18 @@ __all__ = [
     "splits_into_embedding_and_head",
     "within_support",
 ]
+
+
+def is_configuration(model: Any) -> bool:
+    """Whether `model` is a network's configuration, which sbi has from 0.28 on."""
+    return dataclasses.is_dataclass(model) and callable(getattr(model, "build", None))
+
+
+def builder_of(model: Any, **defaults: Any) -> Callable[[Tensor, Tensor], Any]:
+    """Return the builder of a configuration; `defaults` fill what it leaves open."""
+    defaults = {k: v for k, v in defaults.items() if getattr(model, k, v) is None}
+    model = dataclasses.replace(model, **defaults)
+    return lambda theta, x: model.build(batch_input=theta, batch_condition=x)
 
 
 def splits_into_embedding_and_head(estimator: torch.nn.Module) -> bool:
