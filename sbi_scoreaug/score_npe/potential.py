@@ -18,12 +18,12 @@ import math
 from typing import Any
 
 import torch
-from sbi.inference.potentials.base_potential import BasePotential
 from torch import Tensor
-from torch.distributions import MultivariateNormal
+from torch.distributions import Distribution, MultivariateNormal
 from zuko.distributions import NormalizingFlow
 
 from sbi_scoreaug._host import (
+    OwnPotential,
     VectorFieldBasedPotential,
     ensure_theta_batched,
     within_support,
@@ -34,11 +34,21 @@ from sbi_scoreaug.score_npe.estimator import FactorizedScoreEstimator
 ROWS_AT_ONCE = 16384
 
 
-class FactorizedPotential(VectorFieldBasedPotential):
+class FactorizedPotential(OwnPotential, VectorFieldBasedPotential):
     """The host's potential, for any number of observations, in the coordinates z."""
 
     vector_field_estimator: FactorizedScoreEstimator
     guidance_method: str | None = None
+
+    def __init__(
+        self,
+        vector_field_estimator: FactorizedScoreEstimator,
+        prior: Distribution,
+        x_o: Tensor | None = None,
+        device: str | torch.device = "cpu",
+    ) -> None:
+        super().__init__(vector_field_estimator, prior, None, device)
+        self.set_x(x_o)
 
     def set_x(
         self, x_o: Tensor | None, x_is_iid: bool | None = True, **kwargs: Any
@@ -51,7 +61,7 @@ class FactorizedPotential(VectorFieldBasedPotential):
             kwargs: `atol`, `rtol` and `exact` go to the ODE solver; the host's other
                 arguments have no meaning here.
         """
-        BasePotential.set_x(self, x_o, x_is_iid)
+        super().set_x(x_o, x_is_iid)
         self.ode_kwargs = {
             k: kwargs[k] for k in ("atol", "rtol", "exact") if k in kwargs
         }

@@ -36,8 +36,8 @@ class ScoreNPE(AveragedTraining, MixedTargetTraining, NPSE):
 
     Args:
         prior: Prior over theta; needed, since sets divide by it.
-        vf_estimator: "factorized" for this package's network, or a name or builder that
-            `NPSE` takes (of VP score estimators).
+        vf_estimator: "factorized" for this package's network, or what `NPSE` takes (a
+            name, builder or configuration of VP score estimators).
         sde_type: "vp", the only one whose diffused prior stays N(0, I).
         parametrization: "bounded", or the paper's "noise"; for "factorized" only.
         embedding_net: Embeds x `(batch, *shape_x)` to `(batch, num_features)`.
