@@ -11,6 +11,7 @@ Reference: Geffner, Papamakarios & Mnih (2023), arXiv 2209.14249.
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from sbi.inference import NPSE
 from sbi.inference.posteriors.posterior_parameters import VectorFieldPosteriorParameters
 from torch import Tensor, nn
@@ -243,7 +244,7 @@ class ScoreNPE(AveragedTraining, MixedTargetTraining, NPSE):
             The posterior, with a copy of the network.
 
         Raises:
-            InvalidInputError: If the sampler is not known.
+            InvalidInputError: If the sampler is not known, or the prior is another.
             InvalidTypeError: If the estimator was not built by `ScoreNPE`, or the
                 parameters are those of another posterior.
         """
@@ -275,6 +276,7 @@ class ScoreNPE(AveragedTraining, MixedTargetTraining, NPSE):
                 "posterior_parameters: expected VectorFieldPosteriorParameters, got "
                 f"{type(posterior_parameters).__name__}."
             )
+        self._require_prior_of_training(prior)
         name, options = self._pending
         return FactorizedPosterior(
             estimator,
@@ -285,6 +287,20 @@ class ScoreNPE(AveragedTraining, MixedTargetTraining, NPSE):
             max_sampling_batch_size=posterior_parameters.max_sampling_batch_size,
             enable_transform=posterior_parameters.enable_transform,
         )
+
+    def _require_prior_of_training(self, prior: Any) -> None:
+        """Refuse another density than the one whose coordinates the network sees."""
+        if prior is self._prior or not self._theta_roundwise:
+            return
+        theta = self._theta_roundwise[0][:100]
+        theta = theta[within_support(self._prior, theta)]
+        given, trained = (p.log_prob(theta) for p in (prior, self._prior))
+        if not torch.allclose(given, trained, atol=1e-3, rtol=1e-3):
+            raise InvalidInputError(
+                "prior: expected the prior of training, got one with another density. "
+                "The network has learned posteriors under that prior: train a new "
+                "trainer, or weight the samples by the ratio of the priors."
+            )
 
 
 def _look_normal(z: Tensor) -> bool:
