@@ -4,9 +4,17 @@ import math
 
 import pytest
 import torch
-from torch.distributions import Independent, LogNormal, MultivariateNormal
+from torch.distributions import (
+    Categorical,
+    Independent,
+    LogNormal,
+    MixtureSameFamily,
+    MultivariateNormal,
+    constraints,
+)
 from zuko.distributions import DiagNormal
 
+from sbi_scoreaug.errors import ScoreWarning
 from sbi_scoreaug.score_npe import ScoreNPE
 from sbi_scoreaug.score_npe.coordinates import normal_coordinates
 from sbi_scoreaug.score_npe.estimator import FactorizedScoreEstimator
@@ -15,6 +23,12 @@ from sbi_scoreaug.score_npe.potential import FactorizedPotential
 
 MIXING = torch.tensor([[1.0, 0.4], [0.0, 0.5]])
 QUIET = {"show_progress_bars": False}
+
+
+class Mixture(MixtureSameFamily):
+    """torch has no map to the real line for the support of its own mixtures."""
+
+    support = constraints.real_vector
 
 
 class ExactNet(PosteriorScoreNet):
@@ -97,3 +111,20 @@ def test_outside_the_support_it_is_minus_infinity(model):
     at = torch.tensor([[1.0, 1.0], [-1.0, 1.0]])
     found = trainer.build_posterior().log_prob(at, x=x[:3])
     assert found[0].isfinite() and found[1] == -math.inf
+
+
+def test_sets_under_a_prior_that_is_only_about_normal_are_said():
+    weights = Categorical(torch.tensor([0.5, 0.5]))
+    parts = MultivariateNormal(
+        torch.tensor([[-2.0], [2.0]]), torch.eye(1).expand(2, 1, 1)
+    )
+    prior = Mixture(weights, parts)
+    theta = prior.sample((100,))
+    x = theta + torch.randn(100, 1)
+    trainer = ScoreNPE(prior, num_hidden=8, **QUIET).append_simulations(theta, x)
+    trainer.train(num_steps=4)
+    posterior = trainer.build_posterior()
+    posterior.sample((20,), x=x[:1], **QUIET)
+    assert not posterior.diagnostics[0].messages
+    with pytest.warns(ScoreWarning, match="only about normal"):
+        posterior.sample((20,), x=x[:2], **QUIET)

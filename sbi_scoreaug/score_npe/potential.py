@@ -1,11 +1,11 @@
 r"""Log posterior of a set, by the probability flow of each of its observations.
 
-    log p(theta|x_1..x_n) = sum_j log q(z|x_j) - (n - 1) log N(z; 0, I)
+    log p(theta|x_1..x_n) = sum_j log q(z|x_j) - (n - 1) log p(z)
                             + log |dz/dtheta| + const
 
-with z(theta) the coordinates in which the prior is N(0, I) and log q(z|x_j) from the
-ODE of the diffusion: all observations in one solve, a chunk at a time. The constant is
-0 at n = 1, and the log of the set's evidence ratio beyond. Where the network takes
+with z(theta) the coordinates in which the prior p(z) is N(0, I) and log q(z|x_j) from
+the ODE of the diffusion: all observations in one solve, a chunk at a time. The constant
+is 0 at n = 1, and the log of the set's evidence ratio beyond. Where the network takes
 groups of observations, j runs over groups.
 
 *Base.* At t = 1 the signal is m = .08 of its size: N(0, I) would shift each q by some
@@ -14,7 +14,6 @@ of observation j is the Gaussian that has the network's score there: slope -A_j 
 value g_j at z = 0 give N(A_j^-1 g_j, A_j^-1), as in `descent.start`.
 """
 
-import math
 from typing import Any
 
 import torch
@@ -96,8 +95,10 @@ class FactorizedPotential(OwnPotential, VectorFieldBasedPotential):
     def _of_a_set(self, z: Tensor) -> Tensor:
         """Return log p(z|x_1..x_n) `(batch,)` up to a constant."""
         groups = self.vector_field_estimator.group(self.x_o)
-        log_normal = -0.5 * (z.square() + math.log(2 * math.pi)).sum(-1)
-        total = -(len(groups) - 1) * log_normal
+        total = torch.zeros_like(z[:, 0])
+        if len(groups) > 1:
+            log_prior = self.vector_field_estimator.coordinates.log_prior(z)
+            total = -(len(groups) - 1) * log_prior
         for x in groups.split(max(1, ROWS_AT_ONCE // len(z))):
             rows = z[:, None].expand(-1, len(x), -1)
             total = total + self._flow(x).log_prob(rows).sum(1)
