@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 
@@ -122,8 +123,8 @@ def _fresh(method: str, quick: bool) -> int:
     return 10 if quick else 40
 
 
-def report(rows: list[Row], argv: Sequence[str]) -> str:
-    """Return the whole report in Markdown."""
+def report(rows: list[Row], argv: Sequence[str], notes: Path) -> str:
+    """Return the whole report in Markdown, with what the file `notes` says if any."""
     recipes = "; ".join(
         f"{name} {recipe.steps} at {recipe.learning_rate:g}"
         for name, recipe in RECIPES.items()
@@ -134,13 +135,13 @@ def report(rows: list[Row], argv: Sequence[str]) -> str:
             provenance("scores_everywhere", argv),
             f"Seeds {sorted({row['seed'] for row in rows})}, {len(rows)} cells. "
             f"Optimiser steps and rate, in batches of 200: {recipes}. An entry is "
-            "*error with scores / without, factor*: medians over the seeds that are "
-            "finished (N = 1000 first; other N may have one seed); the factor is "
-            "against the best plain run, at N = 10000 with up to three times the "
+            "*error with scores / without, factor*: medians over the seeds; the factor "
+            "is against the best plain run, at N = 10000 with up to three times the "
             "steps, so that it can fall below 1 there. Errors of different "
             "methods are different quantities. Step: CPU time of an optimiser step "
             "with scores over that in the same equipment without, at N = 1000, in the "
             "same run.",
+            *([notes.read_text().strip()] if notes.exists() else []),
             table(rows),
             "## Bars",
             bars(rows),
@@ -165,7 +166,7 @@ def main(argv: Sequence[str]) -> None:
     else:
         cells = cells_of(quick, arguments.methods, tasks, seeds)
         rows = run_cells(cells, cell, path, arguments.jobs)
-    text = report(rows, argv)
+    text = report(rows, argv, out / "notes.md")
     (out / ("quick.md" if quick else "README.md")).write_text(text + "\n")
     plot(rows, out / ("quick.png" if quick else "scores_everywhere.png"))
     print(f"\n{text}\n\nWritten to {out}/ after {time.time() - start:.0f} s.")
