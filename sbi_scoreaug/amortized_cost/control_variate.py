@@ -20,7 +20,8 @@ Where simulations fail, the valid ones alone tell the cost, and among them
     E[s | theta, valid] = grad_theta log P(valid | theta),
 
 not zero: f would tend to E[d | theta, valid] - c' grad_theta log P(valid | theta).
-Training then leaves the scores out, and warns (`left_out`).
+Training then leaves the scores out, and warns (`left_out`). Simulations that a user
+sorts out by x before appending them do the same harm, unseen.
 
 c is a constant plus 1/dim_theta of a network. The constant starts at zero or, beside a
 regression that starts from least squares, at the least squares of both. The network's
