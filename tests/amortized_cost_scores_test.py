@@ -108,9 +108,9 @@ def test_the_head_serves_training_only(name):
     assert trainer._control is head and trainer._neural_net.control is None
 
 
-def test_unknown_scores_and_failed_simulations_keep_the_plain_label(monkeypatch):
+def test_rows_with_unknown_scores_keep_the_plain_label(monkeypatch):
     simulator, theta, x, score = data(100)
-    x[3], score[3], score[5, 1] = torch.nan, torch.nan, torch.nan
+    score[3], score[5, 1] = torch.nan, torch.nan
     trainer = AmortizedCostEstimator(simulator.prior, **QUIET)
     with pytest.warns(ScoreWarning, match="4 of 300"):
         trainer.append_simulations(theta, x, score=score)

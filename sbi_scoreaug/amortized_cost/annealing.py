@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.distributions import Distribution
 
 from sbi_scoreaug.amortized_cost.estimator import ExpectedCost
+from sbi_scoreaug.amortized_cost.support import log_prior_density
 
 FIRST_RUNG, RATIO = 0.05, math.sqrt(2)
 
@@ -67,7 +68,7 @@ class AnnealedPosteriors:
         embedded = self.embedded.repeat_interleave(num_rows, dim=0).unsqueeze(1)
         cost = self.estimator.cost(self.estimator.encode(flat), embedded)
         shape = theta.shape[:2]
-        return cost.reshape(shape), self.prior.log_prob(flat).reshape(shape)
+        return cost.reshape(shape), log_prior_density(self.prior, flat).reshape(shape)
 
     def anneal_to(self, beta: float) -> float:
         """Reweight, resample and move to `beta`; return the acceptance rate."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -48,6 +49,17 @@ class BetaCalibration:
     target_coverage: float = 0.5
     solved: bool = True
     warnings: list[str] = field(default_factory=list)
+
+    def __str__(self) -> str:
+        error = self.beta * self.stderr
+        spread = "" if math.isnan(error) else f" +- {error:.2g}"
+        doubt = "" if self.solved else "; the rule has no solution, see warnings"
+        if self.solved and self.warnings:
+            doubt = "; doubtful, see warnings"
+        return (
+            f"{self.method}: beta {self.beta:.3g}{spread} ({self.scale_free:.3g} over "
+            f"the mean distance of random simulations{doubt})"
+        )
 
     def warn(self) -> None:
         """Warn, in the caller's name, of everything that makes the value doubtful."""

@@ -12,8 +12,16 @@ the more of d is linear in the score. c is learned beside f,
 without a second derivative, and dropped after training. For sets of trials c depends
 on theta alone. `QuadraticCost` regresses on moments of features phi_k, each with a head
 of its own in c(theta): (phi_k - m_k - c_k' s)^2, and the same for v. Joint scores have
-mean zero too. A row without a score, or with a failed simulation, counts as s = 0: the
-plain label.
+mean zero too. A row without a score counts as s = 0: the plain label. That is right
+where x does not decide which scores are missing.
+
+Where simulations fail, the valid ones alone tell the cost, and among them
+
+    E[s | theta, valid] = grad_theta log P(valid | theta),
+
+not zero: f would tend to E[d | theta, valid] - c' grad_theta log P(valid | theta).
+Training then leaves the scores out, and warns (`left_out`). Simulations that a user
+sorts out by x before appending them do the same harm, unseen.
 
 c is a constant plus 1/dim_theta of a network. The constant starts at zero or, beside a
 regression that starts from least squares, at the least squares of both. The network's
@@ -32,6 +40,17 @@ from torch import Tensor, nn
 from sbi_scoreaug.amortized_cost.layers import ResidualNet
 
 HIDDEN, BLOCKS = 64, 1
+
+
+def left_out(num_failed: int, num_simulations: int) -> str:
+    """Return why scores cannot serve beside failed simulations, and what to do."""
+    return (
+        f"the scores are left out of training: {num_failed} of {num_simulations} "
+        "simulations failed, and among those that succeed scores do not have mean zero "
+        "given theta, so that they would bias the cost. Let the simulator return "
+        "finite values where it fails, or simulate where it does not fail; append "
+        "without scores to silence this."
+    )
 
 
 class ControlVariate(nn.Module):

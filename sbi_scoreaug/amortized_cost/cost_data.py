@@ -37,6 +37,7 @@ class CostData(LikelihoodEstimatorTrainer):
         self._distance = deepcopy(distance)
         self._distance_is_fitted = False
         self._targets: list[Tensor] = []
+        self._num_dropped: list[int] = []  # by exclude_invalid_x, an entry an append
 
     @property
     def distance(self) -> Distance:
@@ -61,6 +62,7 @@ class CostData(LikelihoodEstimatorTrainer):
             x: Simulations `(num_simulations, *shape_x)`; for a distance on sets
                 `(num_simulations, num_trials, dim)`, rows of NaN for missing trials.
             exclude_invalid_x: Whether to drop invalid simulations here and now.
+                Scores of their rounds are then left out of training.
             from_round: Round that the simulations stem from.
             algorithm: Name in messages.
             data_device: Where to store the data.
@@ -81,8 +83,9 @@ class CostData(LikelihoodEstimatorTrainer):
                 "x: expected at least one valid simulation, got NaN or infinity in "
                 "all of them."
             )
+        num_dropped = int((~valid).sum()) if exclude_invalid_x else 0
         if exclude_invalid_x:
-            theta, x, valid = theta[valid], x[valid], valid[valid]
+            theta, x = theta[valid], x[valid]
         super().append_simulations(
             theta,
             x.nan_to_num(0.0, 0.0, 0.0),
@@ -91,6 +94,7 @@ class CostData(LikelihoodEstimatorTrainer):
             data_device=data_device,
         )
         self._x_roundwise[-1] = x.to(self._x_roundwise[-1].device)
+        self._num_dropped.append(num_dropped)
         return self
 
     def append_targets(self, x: Tensor) -> Self:
@@ -156,6 +160,21 @@ class CostData(LikelihoodEstimatorTrainer):
     def _valid_simulations(self) -> Tensor:
         x = torch.cat(self._x_roundwise)
         return x[is_valid(self._distance, x)]
+
+    def _num_failed(self, starting_round: int) -> tuple[int, int]:
+        """Return how many simulations of these rounds failed, and their number.
+
+        Those that `exclude_invalid_x` dropped count in both.
+        """
+        failed = total = 0
+        appended = zip(
+            self._x_roundwise, self._num_dropped, self._data_round_index, strict=True
+        )
+        for x, num_dropped, index in appended:
+            if index >= starting_round:
+                failed += num_dropped + int((~is_valid(self._distance, x)).sum())
+                total += num_dropped + len(x)
+        return failed, total
 
     def _fit_distance(self) -> None:
         """Freeze the distance's scales, once, and check what it returns."""

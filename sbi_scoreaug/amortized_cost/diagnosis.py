@@ -11,9 +11,10 @@ R^2      1 - E r^2 / Var d. The noise is beyond any network, so that the best re
          least 1 - E (r_i - r_j)^2/2 / Var d: a lower bound, tight where simulations are
          dense or the network is good
 beta     errors of f by e change log posteriors by beta e: trustworthy up to about
-         1 / sqrt(E r_i r_j + its standard error), on average over the prior. Errors
-         that neighbours do not share are not seen: an optimistic figure where
-         simulations are sparse
+         1 / sqrt(E r_i r_j + its standard error), on average over the prior. The
+         standard error makes it cautious, the less so the more simulations there
+         are. Errors that neighbours do not share are not seen, which makes it
+         optimistic where simulations are sparse
 cost     E_{pi_beta(theta | x_o)} f(theta, x_o), among the same for held-out
          simulations. Where nearly all simulations can be met more closely than
          x_o, the model is wrong about it
@@ -59,6 +60,7 @@ class CostDiagnosis:
         p_value: Fraction of simulations with at least that cost, `x_o` among them:
             uniform from 1 / (num_simulations + 1) to 1 where the model is right.
         familiar: Whether `x_o` lies among the training targets.
+        num_simulations: Held-out simulations behind R^2 and `largest_beta`.
     """
 
     r_squared: float
@@ -69,6 +71,7 @@ class CostDiagnosis:
     simulated_costs: Tensor
     p_value: float
     familiar: bool
+    num_simulations: int
 
     @property
     def can_tell(self) -> bool:
@@ -95,12 +98,15 @@ class CostDiagnosis:
                 "whether the model is wrong; pass 50 or more to diagnose(theta=, x=)"
             )
         place = "among" if self.familiar else "outside"
+        room = "the rest may all be the simulator's noise"
+        if self.r_squared < self.r_squared_ceiling:
+            room = f"a better network would reach {self.r_squared_ceiling:.3f} or more"
         return (
-            f"R^2 {self.r_squared:.3f} (the best network reaches at least "
-            f"{self.r_squared_ceiling:.3f}); beta {self.beta:.3g}, trustworthy up to "
-            f"about {self.largest_beta:.3g}; x_o lies {place} the training targets; "
-            f"predictive cost {self.predictive_cost:.3g}, p = {self.p_value:.3f}: "
-            f"{verdict}."
+            f"R^2 {self.r_squared:.3f} ({room}); beta {self.beta:.3g}, trustworthy up "
+            f"to about {self.largest_beta:.3g} (cautious, from {self.num_simulations} "
+            "held-out simulations; pass more to diagnose(theta=, x=) to sharpen it); "
+            f"x_o lies {place} the training targets; predictive cost "
+            f"{self.predictive_cost:.3g}, p = {self.p_value:.3f}: {verdict}."
         )
 
     def plot(self, ax: Any = None) -> tuple[Any, Any]:
@@ -168,6 +174,7 @@ def diagnose(
         simulated_costs=costs[1:],
         p_value=float(p_values(costs[:1], costs[1:])),
         familiar=known is None or bool(known.is_familiar(x_o).all()),
+        num_simulations=len(rows[0]),
     )
 
 

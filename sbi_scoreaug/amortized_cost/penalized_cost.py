@@ -17,7 +17,6 @@ from torch import Tensor, nn
 
 from sbi_scoreaug.amortized_cost.control_variate import ControlVariate
 from sbi_scoreaug.amortized_cost.distance import Distance
-from sbi_scoreaug.amortized_cost.distance_checks import is_valid
 from sbi_scoreaug.amortized_cost.estimator import CostEstimator, ExpectedCost
 from sbi_scoreaug.amortized_cost.layers import ResidualNet
 
@@ -88,10 +87,10 @@ class PenalizedCost(ExpectedCost):
     def add_control(
         self, score: Tensor, start: tuple[Tensor, Tensor] | None = None
     ) -> None:
-        """Add a head for scores to the valid cost; see `CostEstimator.add_control`."""
-        if start is not None:
-            valid = is_valid(self.distance, start[1])
-            score, start = score[valid], (start[0][valid], start[1][valid])
+        """Add a head for scores to the valid cost; see `CostEstimator.add_control`.
+
+        For training without failures only, see `control_variate`.
+        """
         self.valid_cost.add_control(score, start)
 
     def _logit(self, theta: Tensor) -> Tensor:

@@ -20,6 +20,11 @@ from sbi.inference.posteriors.base_posterior import NeuralPosterior
 from torch import Tensor
 from typing_extensions import Self
 
+from sbi_scoreaug.amortized_cost.oversampling import (
+    CANDIDATES_AT_ONCE,
+    FEWEST,
+    num_candidates,
+)
 from sbi_scoreaug.amortized_cost.potential import CostBasedPotential
 from sbi_scoreaug.errors import InvalidStateError
 
@@ -28,6 +33,7 @@ class GeneralizedPosterior:
     """Mixin for posteriors over a `CostBasedPotential`."""
 
     potential_fn: CostBasedPotential
+    _kept_at: float | None = None  # beta of what the host keeps
 
     @property
     def beta(self) -> float:
@@ -37,8 +43,24 @@ class GeneralizedPosterior:
     @beta.setter
     def beta(self, beta: float) -> None:
         self.potential_fn.beta = beta
+        self._forget()
+
+    def _forget(self) -> None:
+        """Drop what the host keeps of another observation or beta."""
         self._map = None
         self._posterior_sampler = None
+        self._normalization_constant = None
+        self._kept_at = self.beta
+
+    def _forget_at_another_beta(self) -> None:
+        """Drop it too where beta was set on the potential, not here."""
+        if self._kept_at != self.beta:
+            self._forget()
+
+    def map(self, *args: Any, **kwargs: Any) -> Tensor:
+        """Maximize as the host, at the present beta."""
+        self._forget_at_another_beta()
+        return super().map(*args, **kwargs)  # type: ignore[misc]
 
     def set_default_x(self, x: Any) -> Self:
         """Set the observation; warn when it lies outside the training targets.
@@ -48,6 +70,7 @@ class GeneralizedPosterior:
         """
         checked = self.potential_fn.check_x(x)
         super().set_default_x(checked)  # type: ignore[misc]
+        self._forget()
         self._warn_if_unfamiliar(checked)
         return self
 
@@ -92,7 +115,58 @@ class GeneralizedRejectionPosterior(GeneralizedPosterior, RejectionPosterior):
 
 
 class GeneralizedImportancePosterior(GeneralizedPosterior, ImportanceSamplingPosterior):
-    """sbi's `ImportanceSamplingPosterior` of a cost."""
+    """sbi's `ImportanceSamplingPosterior` of a cost, with as many candidates as needed.
+
+    See `oversampling`. A factor given to `sample` or to the constructor is kept; 32,
+    the host's default there, counts as not given.
+    """
+
+    def sample(
+        self,
+        sample_shape: Any = (),
+        x: Any = None,
+        method: str | None = None,
+        oversampling_factor: int | None = None,
+        max_sampling_batch_size: int | None = None,
+        show_progress_bars: bool = False,
+    ) -> Any:
+        """Sample as the host; by default from about 20 effective candidates a sample.
+
+        Args:
+            sample_shape: As in the host class.
+            x: As in the host class.
+            method: As in the host class.
+            oversampling_factor: Candidates a sample; by default the constructor's, or
+                what the weights of 10,000 proposals ask for: from 32 to 2000, with a
+                warning where that is not enough.
+            max_sampling_batch_size: Samples drawn at once, at most; fewer where they
+                have more than 200,000 candidates.
+            show_progress_bars: As in the host class.
+
+        Returns:
+            As in the host class.
+        """
+        method = self.method if method is None else method
+        factor = oversampling_factor
+        if factor is None:
+            factor = self.oversampling_factor
+            if method == "sir" and factor == FEWEST:
+                self.potential_fn.set_x(self._x_else_default_x(x))
+                factor = num_candidates(self.potential_fn, self.proposal)
+        at_once = max_sampling_batch_size or self.max_sampling_batch_size
+        return super().sample(
+            sample_shape,
+            x=x,
+            method=method,
+            oversampling_factor=factor,
+            max_sampling_batch_size=min(at_once, max(1, CANDIDATES_AT_ONCE // factor)),
+            show_progress_bars=show_progress_bars,
+        )
+
+    def estimate_normalization_constant(self, *args: Any, **kwargs: Any) -> Tensor:
+        """Estimate as the host, at the present beta."""
+        self._forget_at_another_beta()
+        return super().estimate_normalization_constant(*args, **kwargs)
 
 
 class GeneralizedVIPosterior(GeneralizedPosterior, VIPosterior):

@@ -19,6 +19,7 @@ from torch.distributions import Distribution
 
 from sbi_scoreaug._host import OwnPotential
 from sbi_scoreaug.amortized_cost.estimator import ExpectedCost
+from sbi_scoreaug.amortized_cost.support import log_prior_density
 from sbi_scoreaug.amortized_cost.target_range import TargetRange
 from sbi_scoreaug.errors import InvalidInputError, InvalidTypeError
 
@@ -163,6 +164,6 @@ class CostBasedPotential(OwnPotential):
         theta = theta.to(self.device)
         with torch.set_grad_enabled(track_gradients):
             assert self.prior is not None
-            log_prior = self.prior.log_prob(theta)
+            log_prior = log_prior_density(self.prior, theta)
             value = log_prior - self._beta * self.cost(theta)
             return torch.where(log_prior.isneginf(), -torch.inf, value)

@@ -115,8 +115,10 @@ class AmortizedCostEstimator(CostAssessment):
         Args:
             density_estimator: A cost network; by default the latest.
             prior: As in the host class.
-            sample_with: "mcmc", "rejection", "vi" or "importance"; the last is the
-                fastest by far where theta has few components and beta is moderate.
+            sample_with: "mcmc", "rejection", "vi" or "importance". The last resamples
+                proposals from the prior: fast where the posterior is not much narrower
+                than the prior, approximate elsewhere. It takes as many proposals as
+                needed, 2000 a sample at most, and warns where that is not enough.
             args: As in the host class.
             beta: Inverse temperature, or the rule that finds it, see `calibrate_beta`.
                 It can be changed later by `posterior.beta = ...`.

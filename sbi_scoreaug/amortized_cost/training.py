@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader
 from sbi_scoreaug._host import assert_all_finite
 from sbi_scoreaug.amortized_cost.builder import CostNetBuilder, build_cost_net
 from sbi_scoreaug.amortized_cost.calibration import BetaCalibration
-from sbi_scoreaug.amortized_cost.control_variate import ControlVariate
+from sbi_scoreaug.amortized_cost.control_variate import ControlVariate, left_out
 from sbi_scoreaug.amortized_cost.cost_data import CostData
 from sbi_scoreaug.amortized_cost.distance import Distance
 from sbi_scoreaug.amortized_cost.distance_checks import is_valid
@@ -34,6 +34,7 @@ from sbi_scoreaug.errors import (
     InvalidInputError,
     InvalidStateError,
     InvalidTypeError,
+    warn,
 )
 from sbi_scoreaug.scores.carrier import ScoreCarrier
 
@@ -90,7 +91,9 @@ class CostTraining(ScoreCarrier, CostData):
     ) -> CostEstimator | PenalizedCost:
         """Train the cost network on fresh pairs.
 
-        All other arguments as in `sbi.inference.NLE_A`.
+        All other arguments as in `sbi.inference.NLE_A`. Scores serve as control
+        variates where every simulation of the training rounds succeeded; where some
+        failed they would bias the cost and are left out, with a warning.
 
         Args:
             args: As in the host class.
@@ -212,6 +215,11 @@ class CostTraining(ScoreCarrier, CostData):
             self._control = None
         scores, cost_net = self._scores(start_idx), cast(Any, self._neural_net)
         if scores is None:
+            return
+        failed, total = self._num_failed(start_idx)
+        if failed:
+            cost_net.control = None
+            warn(left_out(failed, total))
             return
         if self._control is not None:
             cost_net.control = self._control
