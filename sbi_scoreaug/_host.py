@@ -2,17 +2,23 @@
 
 The rest of the package imports these from here, so that a new release of sbi is
 checked by reading one file; `tests/host_contract_test.py` holds one sentence an
-assertion for each of them.
+assertion for each of them. Where sbi 0.27 and its main branch differ, both are served
+here (`OwnPotential`, `builder_of`, `DEFAULT_DENSITY`), by what is there and not
+by version; `tests/host_features_test.py` puts the other shape in the host's place.
 """
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 import functools
 import inspect
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
 from sbi.inference import NLE_A
+from sbi.inference.potentials.base_potential import BasePotential
 from sbi.inference.potentials.vector_field_adaptor import (
     IID_METHODS,
     AutoGaussCorrectedScoreFn,
@@ -32,7 +38,9 @@ from sbi.utils.sbiutils import (
     within_support,
 )
 from sbi.utils.torchutils import assert_all_finite, ensure_theta_batched
+from sbi.utils.user_input_checks import process_x
 from torch import Tensor
+from typing_extensions import Self
 
 # Our mixins stand in front of a trainer of sbi and use its attributes, private ones
 # too. The type checker cannot know which trainer; at run time they have no base.
@@ -56,14 +64,17 @@ __all__ = [
     "DENSITY_ESTIMATORS",
     "HostTrainer",
     "LikelihoodEstimatorTrainer",
+    "OwnPotential",
     "Predictor",
     "VPScoreEstimator",
     "VectorFieldBasedPotential",
     "assert_all_finite",
+    "builder_of",
     "embed_x",
     "ensure_theta_batched",
     "get_simulations_since_round",
     "handle_invalid_x",
+    "is_configuration",
     "log_ratio",
     "register_corrector",
     "register_iid_method",
@@ -73,6 +84,41 @@ __all__ = [
     "splits_into_embedding_and_head",
     "within_support",
 ]
+
+
+class OwnPotential(BasePotential):
+    """A potential of ours, whether the host sets its observations or binds them.
+
+    The posteriors of sbi 0.27 call `set_x`, which changes a potential. Those to come
+    call `bind`, which returns another one and, as the host has it, knows nothing of
+    what ours keep of x; they warn of `set_x`, and constructors do not call it. Here
+    `bind` is `set_x` on a copy, so that a subclass has `set_x` to extend and to call.
+    """
+
+    def set_x(self, x_o: Tensor | None, x_is_iid: bool | None = True) -> None:
+        """Set the observations, as the host does."""
+        self._x_o = None if x_o is None else process_x(x_o).to(self.device)
+        self._x_is_iid = x_is_iid
+
+    def bind(
+        self, x_o: Tensor | None, x_is_iid: bool | None = True, **kwargs: Any
+    ) -> Self:
+        """Return a copy with other observations; arguments as in `set_x`."""
+        bound = copy.copy(self)
+        bound.set_x(x_o, x_is_iid, **kwargs)
+        return bound
+
+
+def is_configuration(model: Any) -> bool:
+    """Whether `model` is a network's configuration, which sbi has from 0.28 on."""
+    return dataclasses.is_dataclass(model) and callable(getattr(model, "build", None))
+
+
+def builder_of(model: Any, **defaults: Any) -> Callable[[Tensor, Tensor], Any]:
+    """Return the builder of a configuration; `defaults` fill what it leaves open."""
+    defaults = {k: v for k, v in defaults.items() if getattr(model, k, v) is None}
+    model = dataclasses.replace(model, **defaults)
+    return lambda theta, x: model.build(batch_input=theta, batch_condition=x)
 
 
 def splits_into_embedding_and_head(estimator: torch.nn.Module) -> bool:

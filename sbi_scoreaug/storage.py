@@ -48,9 +48,11 @@ from sbi_scoreaug.amortized_cost.builder import build_cost_net
 from sbi_scoreaug.amortized_cost.estimator import ExpectedCost
 from sbi_scoreaug.amortized_cost.penalized_cost import PenalizedCost
 from sbi_scoreaug.errors import InvalidInputError, InvalidStateError, InvalidTypeError
+from sbi_scoreaug.score_npe.estimator import FactorizedScoreEstimator
 
-FORMAT = "sbi_scoreaug estimator 1"
+FORMAT = "sbi_scoreaug estimator 2"
 PROBE = "probe"  # the name of the values at fixed points
+PRIOR = "prior"  # the name of parameters at fixed quantiles of the prior
 NUM_ROWS = 100  # made up, to build a network from
 
 
@@ -72,7 +74,7 @@ def save_estimator(estimator: ConditionalEstimator, path: str | Path) -> None:
         )
     path = Path(path)
     tensors = {name: t.detach().cpu().clone() for name, t in _tensors(estimator)}
-    tensors[PROBE] = _probe(estimator)
+    tensors[PROBE], tensors[PRIOR] = _probe(estimator), _prior_probe(estimator)
     about = {
         "format": FORMAT,
         "estimator": _name(estimator),
@@ -132,7 +134,7 @@ def load_estimator(path: str | Path, trainer: Any) -> ConditionalEstimator:
             f"trainer: expected a trainer of sbi or ours, got {type(trainer).__name__}."
         )
     about, tensors = _read(Path(path))
-    expected = tensors.pop(PROBE)
+    expected, expected_prior = tensors.pop(PROBE), tensors.pop(PRIOR)
     target: Any = trainer  # the host declares no network
     estimator = _build(target, about)
     if _name(estimator) != about["estimator"]:
@@ -141,9 +143,16 @@ def load_estimator(path: str | Path, trainer: Any) -> ConditionalEstimator:
             f" got a {about['estimator']}. Give the trainer the arguments of the one "
             "that trained it."
         )
+    prior = _prior_probe(estimator)
+    if not _same(prior, expected_prior):
+        raise InvalidInputError(
+            f"{path}: expected the prior of the trainer, under which the network sees "
+            f"{prior[0].tolist()}, got {expected_prior[0].tolist()} at the same point. "
+            "Give the trainer the prior of the one that trained it."
+        )
     _fill(estimator, tensors, path)
     estimator.eval()
-    if not torch.allclose(_probe(estimator), expected, 1e-3, 1e-4, equal_nan=True):
+    if not _same(_probe(estimator), expected):
         raise InvalidInputError(
             f"{path}: expected the network that the trainer builds, got one of its "
             "shapes with other values. Give the trainer the arguments (prior, network, "
@@ -185,6 +194,22 @@ def _probe(estimator: ConditionalEstimator) -> Tensor:
     return values.float().cpu().contiguous()
 
 
+@torch.no_grad()
+def _prior_probe(estimator: Any) -> Tensor:
+    """Return parameters at fixed z where the prior is part of the network, else 0s."""
+    if not isinstance(estimator, FactorizedScoreEstimator):
+        return torch.zeros(1)
+    device = next(t for _, t in _tensors(estimator)).device
+    z = torch.linspace(-1.0, 1.0, 3).expand(estimator.input_shape.numel(), 3).mT
+    return estimator.from_z(z.to(device)).float().cpu().contiguous()
+
+
+def _same(first: Tensor, second: Tensor) -> bool:
+    return first.shape == second.shape and torch.allclose(
+        first, second, 1e-3, 1e-4, equal_nan=True
+    )
+
+
 def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Return what a file says of itself, and its tensors."""
     try:
@@ -195,7 +220,7 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         raise InvalidInputError(
             f"{path}: expected a file of save_estimator, got something else ({error})."
         ) from error
-    if about.get("format") != FORMAT or PROBE not in tensors:
+    if about.get("format") != FORMAT or not {PROBE, PRIOR} <= set(tensors):
         raise InvalidInputError(
             f"{path}: expected {FORMAT!r}, got {about.get('format')!r}. Was it written "
             "by save_estimator of this version?"

@@ -172,7 +172,8 @@ def test_every_flow_of_sbi_comes_closer_to_the_score(name, model):
     With 200 simulations that of nsf in NLE grew even so: 20 of them validate. zuko's
     ReLU networks are slower: after 3 epochs the error of its maf falls by a twentieth.
     """
-    build = NETWORKS[name](model, hidden_features=16, num_transforms=2)
+    sizes = {} if model in ("mdn", "made") else {"num_transforms": 2}
+    build = NETWORKS[name](model, hidden_features=16, **sizes)
     trainer = scored(name, 500, classifier=build)
     epochs = 15 if model == "zuko_maf" else 3
     train(trainer, max_num_epochs=epochs, learning_rate=1e-3)

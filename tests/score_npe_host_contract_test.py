@@ -2,10 +2,10 @@
 
 import pytest
 import torch
+from sbi.inference import RejectionPosterior
 from sbi.inference.potentials.base_potential import BasePotential
 from sbi.neural_nets.factory import posterior_score_nn
 from sbi.utils import BoxUniform
-from sbi.utils.user_input_checks import process_x
 
 from sbi_scoreaug import _host
 
@@ -37,6 +37,9 @@ def test_potentials_of_vector_fields_are_potentials():
     assert issubclass(_host.VectorFieldBasedPotential, BasePotential)
 
 
-def test_nan_is_refused_so_that_missing_observations_are_finite():
+def test_posteriors_refuse_nan_so_that_missing_observations_are_finite():
+    """In 0.27 through `process_x`; on main by an argument that is on by default."""
+    prior = BoxUniform(torch.zeros(2), torch.ones(2))
+    posterior = RejectionPosterior(lambda theta, x: theta[:, 0], proposal=prior)
     with pytest.raises(ValueError, match="NaN"):
-        process_x(torch.tensor([[torch.nan]]), x_event_shape=None)
+        posterior.set_default_x(torch.tensor([[torch.nan]]))

@@ -7,7 +7,15 @@ import pytest
 import torch
 from sbi.utils import BoxUniform
 from torch import nn
-from torch.distributions import Gamma, Independent, LogNormal, MultivariateNormal
+from torch.distributions import (
+    Categorical,
+    Gamma,
+    Independent,
+    LogNormal,
+    MixtureSameFamily,
+    MultivariateNormal,
+    constraints,
+)
 
 from sbi_scoreaug.errors import InvalidInputError, ScoreWarning
 from sbi_scoreaug.score_npe import ScoreNPE
@@ -21,6 +29,13 @@ from sbi_scoreaug.simulators import (
     SignFlip,
 )
 
+
+class GammaMixture(MixtureSameFamily):
+    """A prior without exact coordinates."""
+
+    support = constraints.independent(constraints.positive, 1)
+
+
 QUIET = {"show_progress_bars": False}
 PRIORS = {
     "Gaussian": MultivariateNormal(
@@ -28,7 +43,11 @@ PRIORS = {
     ),
     "box": BoxUniform(torch.tensor([-1.0, 2.0]), torch.tensor([3.0, 2.5])),
     "independent": Independent(LogNormal(torch.zeros(2), 0.5 * torch.ones(2)), 1),
-    "transformed": Independent(Gamma(2 * torch.ones(2), torch.ones(2)), 1),
+    "quantiles": Independent(Gamma(2 * torch.ones(2), torch.ones(2)), 1),
+    "transformed": GammaMixture(
+        Categorical(torch.tensor([0.3, 0.7])),
+        Independent(Gamma(torch.tensor([[2.0, 3.0], [6.0, 2.0]]), torch.ones(2, 2)), 1),
+    ),
 }
 
 
@@ -269,7 +288,7 @@ def test_wrong_scores_are_refused_before_anything_is_stored():
 
 
 class Stubborn:
-    """Independent gammas whose density is computed outside of torch."""
+    """A mixture whose density is computed outside of torch."""
 
     def __init__(self):
         self._prior = PRIORS["transformed"]

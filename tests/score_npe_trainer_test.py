@@ -395,6 +395,15 @@ def test_parameters_outside_the_prior_are_said():
         trainer.append_simulations(theta, x)
 
 
+def test_another_prior_than_that_of_training_is_refused(trained):
+    simulator, trainer = trained
+    same = MultivariateNormal(torch.zeros(2), torch.eye(2))
+    assert trainer.build_posterior(prior=same).prior is not None
+    other = MultivariateNormal(2 * torch.ones(2), 0.3 * torch.eye(2))
+    with pytest.raises(InvalidInputError, match="the prior of training"):
+        trainer.build_posterior(prior=other)
+
+
 def test_unknown_sampler_lists_the_known(trained):
     with pytest.raises(InvalidInputError, match="'auto', 'gauss', .*'sde', 'ode'"):
         trained[1].build_posterior(sample_with="nuts")

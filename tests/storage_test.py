@@ -9,6 +9,7 @@ from registry import DROP_INS, SIMULATOR, new_drop_in, simulations, train
 from safetensors.torch import load_file, save_file
 from sbi.utils import BoxUniform
 from torch import nn
+from torch.distributions import Independent, LogNormal
 
 from sbi_scoreaug import (
     AmortizedCostEstimator,
@@ -138,6 +139,27 @@ def test_the_network_of_another_trainer_is_refused(case, saved):
     with pytest.raises(InvalidInputError, match=message):
         load_estimator(saved, trainer)
     assert trainer._neural_net is None
+
+
+@pytest.mark.parametrize("shift", [0.0, 2.0])
+def test_a_network_under_another_prior_is_refused(shift, tmp_path):
+    def trainer(location):
+        prior = Independent(LogNormal(location * torch.ones(2), torch.ones(2)), 1)
+        return ScoreNPE(prior, num_hidden=8, **QUIET)
+
+    first, path = trainer(0.0), tmp_path / "score.safetensors"
+    theta = first._prior.sample((100,))
+    first.append_simulations(theta, theta.log() + torch.randn(100, 2))
+    save_estimator(first.train(num_steps=4), path)
+    other = trainer(shift)
+    if shift:
+        with pytest.raises(
+            InvalidInputError, match="expected the prior of the trainer"
+        ):
+            load_estimator(path, other)
+        assert other._neural_net is None
+    else:
+        load_estimator(path, other)
 
 
 def test_other_files_are_refused(saved, tmp_path):

@@ -14,10 +14,10 @@ import math
 from typing import Any
 
 import torch
-from sbi.inference.potentials.base_potential import BasePotential
 from torch import Tensor
 from torch.distributions import Distribution
 
+from sbi_scoreaug._host import OwnPotential
 from sbi_scoreaug.amortized_cost.estimator import ExpectedCost
 from sbi_scoreaug.amortized_cost.target_range import TargetRange
 from sbi_scoreaug.errors import InvalidInputError, InvalidTypeError
@@ -45,7 +45,7 @@ def validate_beta(beta: Any) -> float:
     return value
 
 
-class CostBasedPotential(BasePotential):
+class CostBasedPotential(OwnPotential):
     """Potential of a cost network at an inverse temperature.
 
     Args:
@@ -84,7 +84,8 @@ class CostBasedPotential(BasePotential):
         self.estimator = estimator.eval()
         self.target_range = target_range
         self.beta = beta
-        super().__init__(prior, x_o, device)
+        super().__init__(prior, None, device)
+        self.set_x(x_o)
 
     @property
     def beta(self) -> float:

@@ -117,12 +117,14 @@ def npe(task: CostSimulator, theta: Tensor, x: Tensor) -> Fit:
 
 def npe_trainer(task: CostSimulator) -> NPE_C:
     """Return sbi's untrained NPE; sets of trials get an embedding."""
-    estimator: Any = "maf"
+    nets: dict[str, Any] = {}
     if isinstance(task, GaussianMixtureTrials):
         trial_net = FCEmbedding(task.shape_x[1], 20, num_hiddens=20)
-        embedding = PermutationInvariantEmbedding(trial_net, 20, output_dim=20)
-        estimator = posterior_nn("maf", embedding_net=embedding)
-    return NPE_C(task.prior, density_estimator=estimator, show_progress_bars=False)
+        nets["embedding_net"] = PermutationInvariantEmbedding(
+            trial_net, 20, output_dim=20
+        )
+    flow = posterior_nn("maf", **nets)
+    return NPE_C(task.prior, density_estimator=flow, show_progress_bars=False)
 
 
 def nle(task: CostSimulator, theta: Tensor, x: Tensor) -> Fit:

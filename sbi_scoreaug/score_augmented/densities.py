@@ -20,7 +20,7 @@ Piecewise-linear estimators without any second derivative are refused.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -39,6 +39,7 @@ class ScoreAugmentedDensityTerm(ScoreTerm):
     """Mixin of the score term for sbi's density estimators; see `nle` and `npe`."""
 
     _weighting_rule = "pooled_uncertainty"
+    _flow_by_name: Callable[[str], Callable[..., nn.Module]]  # the host's factory
 
     def __init__(
         self,
@@ -56,6 +57,8 @@ class ScoreAugmentedDensityTerm(ScoreTerm):
                 "function (theta, x) -> ConditionalDensityEstimator, got "
                 f"{density_estimator!r}."
             )
+        if isinstance(density_estimator, str):  # sbi's main branch warns of names
+            density_estimator = self._flow_by_name(density_estimator)
         super().__init__(prior, density_estimator, *args, **kwargs)
 
     # --- before training -----------------------------------------------------------

@@ -18,6 +18,7 @@ from __future__ import annotations
 from typing import Any
 
 from sbi.inference import NLE_A
+from sbi.neural_nets import likelihood_nn
 from torch import Tensor
 
 from sbi_scoreaug.score_augmented.densities import ScoreAugmentedDensityTerm
@@ -55,6 +56,8 @@ class ScoreAugmentedNLE(ScoreAugmentedDensityTerm, NLE_A):
         >>> trainer.surrogate_score(theta[:3], x[:3]).shape
         torch.Size([3, 2])
     """
+
+    _flow_by_name = staticmethod(likelihood_nn)
 
     def _log_density(self, estimator: Any, theta: Tensor, x: Tensor) -> Tensor:
         """Return f = log q(x|theta) `(batch,)`."""

@@ -39,6 +39,7 @@ from typing import Any
 
 import torch
 from sbi.inference import NPE_C
+from sbi.neural_nets import posterior_nn
 from torch import Tensor, nn
 
 from sbi_scoreaug.errors import warn
@@ -87,6 +88,7 @@ class ScoreAugmentedNPE(ScoreAugmentedDensityTerm, NPE_C):
         torch.Size([4, 2])
     """
 
+    _flow_by_name = staticmethod(posterior_nn)
     _support: Support | None = None
     _first_round_loss = False
     # theta of a batch and the prior's gradient there

@@ -22,6 +22,7 @@ from typing import Any
 
 import torch
 from sbi.inference import NRE_A
+from sbi.neural_nets import classifier_nn
 from torch import Tensor
 
 from sbi_scoreaug._host import (
@@ -90,7 +91,9 @@ class ScoreAugmentedRatioTerm(EmbedOnce, ScoreTerm):
     ) -> None:
         if isinstance(classifier, str) and classifier in SMOOTH_CLASSIFIERS:
             classifier = smooth_classifier_nn(SMOOTH_CLASSIFIERS[classifier])
-        elif isinstance(classifier, str) and classifier not in HOST_CLASSIFIERS:
+        elif isinstance(classifier, str) and classifier in HOST_CLASSIFIERS:
+            classifier = classifier_nn(classifier)  # sbi's main branch warns of names
+        elif isinstance(classifier, str):
             known = (*SMOOTH_CLASSIFIERS, *HOST_CLASSIFIERS)
             raise InvalidInputError(
                 f"classifier: expected one of {known} or a function (theta, x) -> "

@@ -7,7 +7,11 @@ from sbi.neural_nets.factory import posterior_score_nn
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
-from sbi_scoreaug._host import VPScoreEstimator
+from sbi_scoreaug._host import (
+    VPScoreEstimator,
+    builder_of,
+    is_configuration,
+)
 from sbi_scoreaug.errors import InvalidInputError, InvalidTypeError
 from sbi_scoreaug.score_npe.coordinates import normal_coordinates
 from sbi_scoreaug.score_npe.estimator import FactorizedScoreEstimator
@@ -22,8 +26,9 @@ class FactorizedScoreBuilder:
 
     Args:
         prior: The prior.
-        model: "factorized" for the network of this package, or a name or builder that
-            `NPSE` takes; the latter are given coordinates z in place of theta.
+        model: "factorized" for the network of this package, or a name, a builder or a
+            configuration that `NPSE` takes; these are given coordinates z in place of
+            theta.
         parametrization: "bounded" or "noise"; for "factorized" only.
         embedding_net: Embeds x; None to flatten it.
         num_hidden: Width of the layers.
@@ -76,12 +81,14 @@ class FactorizedScoreBuilder:
         return FactorizedScoreEstimator(net, self.coordinates, x.shape[1:], z.shape[1])
 
     def _host_network(self, z: Tensor, x: Tensor) -> nn.Module:
-        builder = self.model
+        builder: Any = self.model
+        options: dict[str, Any] = {"sde_type": "vp"}
+        if self.embedding_net is not None:
+            options["embedding_net"] = self.embedding_net
         if isinstance(builder, str):
-            options: dict[str, Any] = {}
-            if self.embedding_net is not None:
-                options["embedding_net"] = self.embedding_net
-            builder = posterior_score_nn(model=builder, sde_type="vp", **options)  # type: ignore[arg-type]
+            builder = posterior_score_nn(model=builder, **options)  # type: ignore[arg-type]
+        elif is_configuration(builder):
+            builder = builder_of(builder, estimator_type="score", **options)
         net = builder(z, x)
         if not isinstance(net, VPScoreEstimator):
             raise InvalidTypeError(
@@ -99,7 +106,8 @@ def require_model(model: Any) -> None:
             f"vf_estimator: expected one of {('factorized', *HOST_MODELS)} or a "
             f"builder, got {model!r}."
         )
-    if isinstance(model, nn.Module) or not (isinstance(model, str) or callable(model)):
+    known = isinstance(model, str) or callable(model) or is_configuration(model)
+    if isinstance(model, nn.Module) or not known:
         raise InvalidTypeError(
             "vf_estimator: expected a name or a function (theta, x) that builds a "
             f"network, got a {type(model).__name__}. Pass embedding_net for a network "

@@ -24,6 +24,7 @@ from sbi_scoreaug.score_npe.polish import Polish, SetScore
 from sbi_scoreaug.score_npe.task import SamplingTask
 
 SMALLEST_ACCEPTANCE = 0.2
+LARGEST_EXCESS = 2.0  # of the variance
 
 
 def auto(
@@ -85,10 +86,23 @@ def auto(
         jump = polish if jump is None else jump
     if polish:
         chains = Polish(score, m * theta, task.diagnostics)
-        if _polish(chains, polish_steps, bool(jump)):
-            theta = task.diagnostics.replace_non_finite(chains.theta) / m
-            task.diagnostics.keep_trace(theta)
+        polish = _polish(chains, polish_steps, bool(jump))
+    if polish:
+        theta = task.diagnostics.replace_non_finite(chains.theta) / m
+        task.diagnostics.keep_trace(theta)
+    else:
+        _warn_of_spread(task.diagnostics)
     return theta[torch.randperm(num_run, device=theta.device)[: task.num_samples]]
+
+
+def _warn_of_spread(diagnostics: SamplerDiagnostics) -> None:
+    excess = diagnostics.excess_spread or 0.0
+    if diagnostics.num_observations > 1 and excess > LARGEST_EXCESS:
+        diagnostics.warn(
+            f"auto: the samples are spread {excess**0.5:.1f} times as wide as their "
+            "score says, as where single observations have very unequal precision, or "
+            "the network is poor. Compare sample_with='gauss'."
+        )
 
 
 def _can_be_trusted(task: SamplingTask, score: SetScore, theta: Tensor) -> bool:

@@ -57,7 +57,8 @@ def descend(
 
     Args:
         task: The set. Its diagnostics take the fraction of clipped covariances, of
-            replaced particles, and the effective sample size of `feynman_kac`.
+            replaced particles, the effective sample size of `feynman_kac`, and the
+            excess of the spread.
         score: Diffused posterior score of the set.
         num_particles: Particles; as many as ten a dimension for stable slopes.
         num_steps: Steps from t = 1 to `t_last`; one more leads to t = 0.
@@ -74,20 +75,31 @@ def descend(
         raise InvalidInputError(f"t_last: expected a time in (0, 1), got {t_last}.")
     theta = start(task, score, num_particles)
     levels = [*task.schedule.levels(num_steps, t_last), 0.0]
-    clipped, weights = 0.0, PathWeights(task.schedule)
+    clipped, excess_spread, weights = 0.0, 0.0, PathWeights(task.schedule)
     for t1, t0 in zip(levels[:-1], levels[1:], strict=True):
         at = score(theta, t1)
         weights.add(theta, t1, at.score, at.composed, at.cross)
+        excess_spread = _excess_spread(theta, at.score)
         theta = _step(theta, at, task.schedule, t1, t0)
         theta = task.diagnostics.replace_non_finite(theta)
         clipped += at.clipped / (num_steps + 1)
         task.step_done(theta)
     task.diagnostics.clipped_fraction = clipped
+    task.diagnostics.excess_spread = excess_spread
     size = effective_sample_size(weights.finish())
     if size is not None:
         size = size * task.num_samples / num_particles
     task.diagnostics.effective_sample_size = size
     return theta
+
+
+def _excess_spread(theta: Tensor, score: Tensor) -> float:
+    """Return the largest diagonal entry of -Cov(theta, score): 1 if they agree (Stein).
+
+    For a Gaussian of precision P it is that of Cov(theta) P.
+    """
+    centred = theta - theta.mean(0)
+    return float(-(centred * score).mean(0).min())
 
 
 def _step(

@@ -36,6 +36,8 @@ class SamplerDiagnostics:
             number of samples (`feynman_kac`); None where they are not known.
         clipped_fraction: Covariance eigenvalues that were wider than the prior or
             degenerate, averaged over steps.
+        excess_spread: Largest variance of the particles before the last step, over what
+            their score says it is: 1 if they agree; None without a descent.
         messages: What the sampler warned of.
         traces: The first hundred particles at every step, `(num_kept, dim)` each, where
             the prior is N(0, I); see `plots.sampler_traces`.
@@ -53,6 +55,7 @@ class SamplerDiagnostics:
     num_replaced: int = 0
     effective_sample_size: float | None = None
     clipped_fraction: float = 0.0
+    excess_spread: float | None = None
     messages: list[str] = field(default_factory=list)
     traces: list[Tensor] = field(default_factory=list, repr=False)
 

@@ -152,18 +152,22 @@ class FactorizedScoreEstimator(VPScoreEstimator):
     @torch.no_grad()
     def set_anchors(
         self,
-        theta: Tensor,
+        theta: Tensor | None,
         x: Tensor,
         scores: tuple[MixedTarget, Tensor] | None = None,
     ) -> None:
         """Keep simulated pairs to centre scores with; after training.
 
+        Without scores the pairs have to be all that the prior and the simulator gave:
+        where failed simulations are left out, the excess is not 0 on average over x,
+        but the gradient of log P(success|theta), which belongs to the posterior.
+
         Args:
-            theta: `(batch, dim)`.
+            theta: `(batch, dim)`; None not to centre.
             x: `(batch, *condition_shape)`, simulated at theta.
             scores: The mixed target and posterior scores g `(batch, dim)`, if known.
         """
-        self.anchor_z = self.to_z(theta)
+        self.anchor_z = None if theta is None else self.to_z(theta)
         self.anchor_g = self.anchor_values = self.anchor_vectors = None
         if scores is not None:
             target, self.anchor_g = scores

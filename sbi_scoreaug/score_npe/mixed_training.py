@@ -19,6 +19,7 @@ from sbi_scoreaug.score_npe.mixed_target import MixedTarget, posterior_score
 from sbi_scoreaug.scores.carrier import ScoreCarrier
 
 MAX_ANCHORS = 2000
+MIN_ANCHORS = 20  # for each coefficient of the regression; fewer mislead
 
 
 class MixedTargetTraining(ScoreCarrier):
@@ -27,7 +28,7 @@ class MixedTargetTraining(ScoreCarrier):
     _coordinates: NormalCoordinates
     _max_set_size: int = 1
     _mixed_target: MixedTarget | None = None
-    # theta, x and g of up to MAX_ANCHORS training rows that have all of them
+    # theta, x and g of up to MAX_ANCHORS training rows that have all of them, if enough
     _scored: tuple[Tensor, Tensor, Tensor] | None = None
 
     def _validate_before_storing(self, theta: Tensor, x: Tensor) -> None:
@@ -56,8 +57,9 @@ class MixedTargetTraining(ScoreCarrier):
             return ()
         target = MixedTarget.fit(g[rows], known[rows])
         self._mixed_target = target.to(self._device)
-        rows = rows[:MAX_ANCHORS]
-        self._scored = theta[rows], x[rows], g[rows]
+        if len(rows) >= MIN_ANCHORS * (1 + theta.shape[1]):
+            rows = rows[:MAX_ANCHORS]
+            self._scored = theta[rows], x[rows], g[rows]
         return g.nan_to_num(0.0), known
 
     def _get_losses(self, batch: Sequence[Tensor], loss_args: Any) -> Tensor:
@@ -70,7 +72,7 @@ class MixedTargetTraining(ScoreCarrier):
         g = batch[3].to(self._device).repeat(repeats, 1)
         known = batch[4].to(self._device).repeat(repeats)
         net.batch_scores = self._mixed_target, g, known
-        net.trained_with_scores.fill_(True)
+        net.trained_with_scores.fill_(self._scored is not None)
         try:
             return super()._get_losses(batch[:3], loss_args)
         finally:

@@ -185,6 +185,13 @@ class FactorizedPosterior(SetDensities):
             **options,
         )
         diagnostics.num_observations, diagnostics.num_groups = len(x), len(embedded)
+        if len(embedded) > 1 and not estimator.coordinates.exact:
+            diagnostics.warn(
+                f"prior: expected one that a known map makes normal, got "
+                f"{type(self.prior).__name__}, which is only about normal in the "
+                "network's coordinates. Samples of sets are off, the more the larger "
+                "the set; log_prob is not. Parametrise by independent parameters."
+            )
         return estimator.from_z(z.float()), diagnostics
 
     def _polishes(self, score: ComposedScore) -> bool:

@@ -11,6 +11,7 @@ Reference: Geffner, Papamakarios & Mnih (2023), arXiv 2209.14249.
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from sbi.inference import NPSE
 from sbi.inference.posteriors.posterior_parameters import VectorFieldPosteriorParameters
 from torch import Tensor, nn
@@ -36,8 +37,8 @@ class ScoreNPE(AveragedTraining, MixedTargetTraining, NPSE):
 
     Args:
         prior: Prior over theta; needed, since sets divide by it.
-        vf_estimator: "factorized" for this package's network, or a name or builder that
-            `NPSE` takes (of VP score estimators).
+        vf_estimator: "factorized" for this package's network, or what `NPSE` takes (a
+            name, builder or configuration of VP score estimators).
         sde_type: "vp", the only one whose diffused prior stays N(0, I).
         parametrization: "bounded", or the paper's "noise"; for "factorized" only.
         embedding_net: Embeds x `(batch, *shape_x)` to `(batch, num_features)`.
@@ -122,6 +123,7 @@ class ScoreNPE(AveragedTraining, MixedTargetTraining, NPSE):
         )
         self._max_set_size = max_set_size
         self._coordinates = builder.coordinates
+        self._rows_were_dropped = False
         self._start_averaging(0.999, None)
         self._pending: tuple[str, dict[str, Any]] = ("auto", {})
 
@@ -150,7 +152,9 @@ class ScoreNPE(AveragedTraining, MixedTargetTraining, NPSE):
                 f"{shape}. Simulate {m} times at each theta."
             )
         trainer = super().append_simulations(theta, x, *args, **kwargs)
-        outside = ~within_support(self._prior, self._theta_roundwise[-1])
+        kept = self._theta_roundwise[-1]
+        self._rows_were_dropped |= len(kept) < len(theta)
+        outside = ~within_support(self._prior, kept)
         if outside.any():
             warn(
                 f"theta: expected parameters inside the prior's support, got "
@@ -201,13 +205,17 @@ class ScoreNPE(AveragedTraining, MixedTargetTraining, NPSE):
         return estimator
 
     def _set_anchors(self, estimator: Any) -> None:
+        """Centre with scores; without them, only on all that the prior gave."""
         if self._scored is not None and self._mixed_target is not None:
             theta, x, g = (part.to(self._device) for part in self._scored)
             estimator.set_anchors(theta, x, (self._mixed_target, g))
             return
         theta, x, _ = self.get_simulations()
         rows = self.train_indices[:MAX_ANCHORS]
-        estimator.set_anchors(theta[rows].to(self._device), x[rows].to(self._device))
+        theta, x = theta[rows].to(self._device), x[rows].to(self._device)
+        if self._rows_were_dropped or not _look_normal(estimator.to_z(theta)):
+            theta = None
+        estimator.set_anchors(theta, x)
 
     def build_posterior(  # type: ignore[override]
         self,
@@ -236,7 +244,7 @@ class ScoreNPE(AveragedTraining, MixedTargetTraining, NPSE):
             The posterior, with a copy of the network.
 
         Raises:
-            InvalidInputError: If the sampler is not known.
+            InvalidInputError: If the sampler is not known, or the prior is another.
             InvalidTypeError: If the estimator was not built by `ScoreNPE`, or the
                 parameters are those of another posterior.
         """
@@ -268,6 +276,7 @@ class ScoreNPE(AveragedTraining, MixedTargetTraining, NPSE):
                 "posterior_parameters: expected VectorFieldPosteriorParameters, got "
                 f"{type(posterior_parameters).__name__}."
             )
+        self._require_prior_of_training(prior)
         name, options = self._pending
         return FactorizedPosterior(
             estimator,
@@ -278,3 +287,24 @@ class ScoreNPE(AveragedTraining, MixedTargetTraining, NPSE):
             max_sampling_batch_size=posterior_parameters.max_sampling_batch_size,
             enable_transform=posterior_parameters.enable_transform,
         )
+
+    def _require_prior_of_training(self, prior: Any) -> None:
+        """Refuse another density than the one whose coordinates the network sees."""
+        if prior is self._prior or not self._theta_roundwise:
+            return
+        theta = self._theta_roundwise[0][:100]
+        theta = theta[within_support(self._prior, theta)]
+        given, trained = (p.log_prob(theta) for p in (prior, self._prior))
+        if not torch.allclose(given, trained, atol=1e-3, rtol=1e-3):
+            raise InvalidInputError(
+                "prior: expected the prior of training, got one with another density. "
+                "The network has learned posteriors under that prior: train a new "
+                "trainer, or weight the samples by the ratio of the priors."
+            )
+
+
+def _look_normal(z: Tensor) -> bool:
+    """Whether means and variances of `z (batch, dim)` are those of N(0, I)."""
+    root = len(z) ** 0.5
+    mean, variance = z.mean(0).abs() * root, (z.var(0) - 1).abs() * root / 2**0.5
+    return bool((mean < 5).all() and (variance < 7).all())
