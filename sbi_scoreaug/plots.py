@@ -18,6 +18,7 @@ from torch import Tensor
 from sbi_scoreaug.amortized_cost import BetaCalibration
 from sbi_scoreaug.errors import InvalidInputError, InvalidStateError
 from sbi_scoreaug.panels import panels
+from sbi_scoreaug.score_augmented.surrogate import require_surrogate
 from sbi_scoreaug.score_npe import SamplerDiagnostics
 
 
@@ -36,7 +37,7 @@ def training_curves(
     """Draw what a training with scores reported: loss, score error, weights.
 
     Args:
-        trainer: A trained trainer that was given scores.
+        trainer: A trained trainer with `surrogate_score` that was given scores.
         labels: Names of the parameters.
         ax: Three axes.
 
@@ -46,6 +47,7 @@ def training_curves(
         component, over epochs.
 
     Raises:
+        InvalidTypeError: A trainer that reports no score error, with scores or not.
         InvalidStateError: Nothing was trained, or without scores.
         InvalidInputError: A wrong number of axes or labels.
 
@@ -63,7 +65,13 @@ def training_curves(
         >>> len(axes)
         3
     """
-    summary = getattr(trainer, "summary", {})
+    require_surrogate(
+        trainer,
+        "It reports no score error, with scores or without: plot "
+        "trainer.summary['validation_loss'], and hold its posterior against that of "
+        "a training without scores.",
+    )
+    summary = trainer.summary
     if not summary.get("score_error"):
         raise InvalidStateError(
             "trainer: expected one that was trained with scores, got none in its "
@@ -108,9 +116,11 @@ def score_fit(
         The figure and the axes. A perfect fit lies on the diagonal.
 
     Raises:
+        InvalidTypeError: A trainer without `surrogate_score`.
         InvalidStateError: The trainer is not trained.
         InvalidInputError: A wrong number of rows, axes or labels.
     """
+    require_surrogate(trainer, "It has no `surrogate_score` to be drawn.")
     found, exact = trainer.surrogate_score(theta, x).cpu(), score.cpu()
     if found.shape != exact.shape:
         raise InvalidInputError(

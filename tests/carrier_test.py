@@ -4,11 +4,18 @@ import warnings
 
 import pytest
 import torch
-from registry import SIMULATOR, new_trainer, simulations, train
-from sbi.utils import BoxUniform
+from registry import (
+    DROP_INS,
+    SIMULATOR,
+    new_drop_in,
+    new_trainer,
+    simulations,
+    train,
+)
+from sbi.utils import BoxUniform, RestrictedPrior
 
-from sbi_scoreaug import ScoreAugmentedNRE
-from sbi_scoreaug.errors import InvalidInputError, ScoreWarning
+from sbi_scoreaug import ScoreAugmentedNPE, ScoreAugmentedNRE
+from sbi_scoreaug.errors import InvalidInputError, InvalidStateError, ScoreWarning
 
 WIDE = BoxUniform(-1e6 * torch.ones(2), 1e6 * torch.ones(2))
 
@@ -176,6 +183,92 @@ def test_scores_of_later_rounds_are_not_checked_against_the_prior():
     assert torch.equal(trainer._score_roundwise[0], -score)
     with pytest.warns(ScoreWarning):  # control: the same in the first round
         new_trainer().append_simulations(theta, x, score=-score, from_round=0)
+
+
+def said(append_all):
+    """What `append_all()` warns of, in the name of this file."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        append_all()
+    own = [w for w in caught if issubclass(w.category, ScoreWarning)]
+    assert all(w.filename == __file__ for w in own)
+    return [str(w.message) for w in own]
+
+
+@pytest.mark.parametrize("name", DROP_INS)
+def test_a_score_that_is_forgotten_later_is_missed(name):
+    theta, x, score = simulations(60)
+    trainer = new_drop_in(name)
+    assert said(lambda: trainer.append_simulations(theta, x)) == []  # none so far
+    assert said(lambda: trainer.append_simulations(theta, x, score=score)) == []
+    (message,) = said(lambda: trainer.append_simulations(theta[:30], x[:30]))
+    assert "90 of 150 simulations have no score" in message
+
+
+def test_a_score_function_leaves_nothing_to_miss():
+    theta, x, score = simulations(60)
+    trainer = new_trainer(score_fn=SIMULATOR.score)
+    trainer.append_simulations(theta, x, score=score)
+    assert said(lambda: trainer.append_simulations(theta, x)) == []
+
+
+@pytest.mark.parametrize("name", DROP_INS)
+@pytest.mark.parametrize(
+    ("prior", "word"),
+    [
+        (BoxUniform(-0.1 * torch.ones(2), 0.1 * torch.ones(2)), "outside"),
+        (BoxUniform(-50 * torch.ones(2), 50 * torch.ones(2)), "does not look like"),
+    ],
+)
+def test_a_prior_that_theta_does_not_come_from_is_named(name, prior, word):
+    theta, x, score = simulations(300)
+    messages = said(
+        lambda: new_drop_in(name, prior=prior).append_simulations(theta, x, score=score)
+    )
+    assert len([m for m in messages if word in m and "score_check=False" in m]) == 1
+    silent = said(
+        lambda: new_drop_in(name, prior=prior).append_simulations(
+            theta, x, score=score, score_check=False
+        )
+    )
+    assert silent == []
+
+
+def test_parameters_from_a_named_proposal_are_not_held_against_the_prior():
+    theta = SIMULATOR.prior.sample((600,))
+    theta = theta[theta[:, 0] > 0.5]
+    x = SIMULATOR(theta)
+    score = SIMULATOR.score(theta, x)
+    proposal = RestrictedPrior(
+        SIMULATOR.prior, lambda t: t[:, 0] > 0.5, sample_with="rejection"
+    )
+
+    def append_to(**kwargs):
+        trainer = new_trainer(ScoreAugmentedNPE)
+        return said(lambda: trainer.append_simulations(theta, x, score=score, **kwargs))
+
+    assert append_to(proposal=proposal) == []
+    assert len(append_to()) == 1  # control
+
+
+@pytest.mark.parametrize("name", DROP_INS)
+def test_training_before_any_simulation_says_what_to_do(name):
+    with pytest.raises(InvalidStateError, match="Call append_simulations first"):
+        new_drop_in(name).train()
+
+
+@pytest.mark.parametrize("name", DROP_INS)
+def test_theta_has_the_priors_dimension(name):
+    theta, x, score = simulations(60)
+    trainer = new_drop_in(name)
+    random_state = torch.get_rng_state()
+    with pytest.raises(InvalidInputError, match=r"prior's 2 parameters.*\(60, 1\)"):
+        trainer.append_simulations(theta[:, :1], x)
+    with pytest.raises(InvalidInputError, match=r"\(60, 3\)"):
+        trainer.append_simulations(torch.cat([theta, theta[:, :1]], 1), x)
+    assert torch.equal(random_state, torch.get_rng_state())
+    assert trainer._theta_roundwise == [] == trainer._score_roundwise
+    trainer.append_simulations(theta, x, score=score, score_check=False)
 
 
 def test_a_score_function_fills_in_what_is_missing_and_only_that():

@@ -247,6 +247,7 @@ def test_what_cannot_be_tested_passes_with_a_note(prior, scale, num_simulations,
     check = check_score(scale * theta, x, -score, prior)
     assert check.passed and check.component is None and check.cause is None
     assert note in check.notes[0] and note in str(check)
+    assert check.theta_fits_prior == (scale == 1.0)
 
 
 def test_constant_theta_x_and_score():

@@ -5,11 +5,15 @@ import numpy as np
 import pytest
 import torch
 from matplotlib import pyplot as plt
-from registry import SIMULATOR, new_trainer, simulations, train
+from registry import SIMULATOR, new_drop_in, new_trainer, simulations, train
 
 from sbi_scoreaug import BetaCalibration, check_score, plots
 from sbi_scoreaug.amortized_cost import CostDiagnosis
-from sbi_scoreaug.errors import InvalidInputError, InvalidStateError
+from sbi_scoreaug.errors import (
+    InvalidInputError,
+    InvalidStateError,
+    InvalidTypeError,
+)
 from sbi_scoreaug.score_npe import SAMPLERS, ComposedScore, VPSchedule, sample_set
 from sbi_scoreaug.score_npe.diagnostics import NUM_TRACES, SamplerDiagnostics
 from sbi_scoreaug.simulators import GaussianGaussian
@@ -49,6 +53,19 @@ def test_training_curves_need_scores():
     train(plain, max_num_epochs=1)
     with pytest.raises(InvalidStateError, match="score"):
         plots.training_curves(plain)
+
+
+@pytest.mark.parametrize("name", ["NPSE", "ACE"])
+def test_trainers_without_a_score_error_are_told_apart(name):
+    theta, x, score = simulations(60)
+    other = new_drop_in(name).append_simulations(theta, x, score=score)
+    train(other, max_num_epochs=1, training_batch_size=20)
+    with pytest.raises(InvalidTypeError, match="reports no score error") as raised:
+        plots.training_curves(other)
+    assert type(other).__name__ in str(raised.value)
+    assert other.summary["validation_loss"]  # what is named instead
+    with pytest.raises(InvalidTypeError, match="ScoreAugmentedNLE.*no `surrogate"):
+        plots.score_fit(other, theta, x, score)
 
 
 def test_the_score_fit_leaves_unknown_components_out(trainer):

@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -27,6 +28,22 @@ def test_first_example_is_short_and_its_posterior_is_right(tmp_path, monkeypatch
     assert error.abs().max() < 0.4
     wrong = (namespace["samples"].mean(0) + exact.stddev - exact.mean) / exact.stddev
     assert wrong.abs().max() > 0.4
+
+
+def test_class_of_two_lines_is_complete():
+    (block,) = re.findall(r"```py\n(.*?)```", README, re.DOTALL)
+    namespace = {"__name__": "readme"}
+    exec(compile(block, "README.md", "exec"), namespace)
+    trainer = namespace["ScoreAugmentedNRE_C"](show_progress_bars=False)
+    theta = torch.randn(20, 2)
+    trainer.append_simulations(theta, theta, score=theta)
+    assert len(trainer.get_simulations()[0]) == 20
+
+
+def test_blocks_can_be_pasted_line_by_line():
+    """A blank line within a definition would end it at Python's prompt."""
+    for block in BLOCKS:
+        assert not re.search(r"\n    [^\n]*\n\n    ", block)
 
 
 def test_readme_is_at_most_150_lines():

@@ -13,6 +13,8 @@ their parameters by ReLU networks: theta passes through these (in "mdn" for NLE 
 and grad_theta f jumps where a unit switches. The term trains what lies between the
 jumps: the score error of such flows is larger, and falls only at small learning rates
 (1e-3 and less; at 5e-3 that of "nsf" grew).
+A step of "nsf" takes about four times as long as one of "maf" (2-D Gaussian, batches
+of 200).
 Piecewise-linear estimators without any second derivative are refused.
 """
 

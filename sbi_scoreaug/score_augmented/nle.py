@@ -34,7 +34,8 @@ class ScoreAugmentedNLE(ScoreAugmentedDensityTerm, NLE_A):
     Args:
         prior: As in `sbi.inference.NLE_A`.
         density_estimator: As in `sbi.inference.NLE_A`; also the names of zuko's flows.
-            "maf" (default) is smooth in theta, others have kinks: see `densities`.
+            "maf" (default) is smooth in theta; others can be taken, but have kinks
+            and slower steps: see `densities`.
         args: As in `sbi.inference.NLE_A`.
         score_fn: Optional function `(theta, x) -> score`, see `ScoreCarrier`.
         kwargs: As in `sbi.inference.NLE_A`.

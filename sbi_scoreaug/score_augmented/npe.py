@@ -64,7 +64,8 @@ class ScoreAugmentedNPE(ScoreAugmentedDensityTerm, NPE_C):
         prior: As in `sbi.inference.NPE_C`. Scores need its density: one whose
             `log_prob` has a gradient in theta, or is constant.
         density_estimator: As in `sbi.inference.NPE_C`; also the names of zuko's flows.
-            "maf" (default) is smooth in theta, others have kinks: see `densities`.
+            "maf" (default) is smooth in theta; others can be taken, but have kinks
+            and slower steps: see `densities`.
         args: As in `sbi.inference.NPE_C`.
         score_fn: Optional function `(theta, x) -> score`, see `ScoreCarrier`.
         kwargs: As in `sbi.inference.NPE_C`.

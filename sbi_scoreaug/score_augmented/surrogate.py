@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -73,3 +75,21 @@ class SurrogateScore(HostTrainer):
         """
         score = self.surrogate_score(theta, x)
         return score.T @ score / len(score)
+
+
+def require_surrogate(trainer: Any, instead: str) -> None:
+    """Raise unless the network of `trainer` implies a likelihood score.
+
+    Args:
+        trainer: What the user gave.
+        instead: What to do with another trainer.
+
+    Raises:
+        InvalidTypeError: It has no `surrogate_score`.
+    """
+    if not hasattr(trainer, "surrogate_score"):
+        raise InvalidTypeError(
+            "trainer: expected ScoreAugmentedNRE, ScoreAugmentedNLE, ScoreAugmentedNPE "
+            "or another ScoreAugmentedRatioTerm, whose networks imply a score, got "
+            f"{type(trainer).__name__}. {instead}"
+        )

@@ -27,48 +27,18 @@ from sbi_scoreaug._host import (
     handle_invalid_x,
     show_host_signature,
 )
-from sbi_scoreaug.errors import InvalidInputError, InvalidTypeError, warn
+from sbi_scoreaug.errors import (
+    InvalidInputError,
+    InvalidStateError,
+    InvalidTypeError,
+)
 from sbi_scoreaug.scores.check import check_score
 from sbi_scoreaug.scores.loaders import rebuild_loader
 from sbi_scoreaug.scores.progress import ShowsLoss
+from sbi_scoreaug.scores.reports import report_check, report_missing, report_unknown
+from sbi_scoreaug.scores.validation import validate_dim_theta, validate_score
 
 SCORE_KINDS = ("exact", "joint")
-
-
-def validate_score(score: Any, theta: Tensor, name: str = "score") -> Tensor:
-    """Return `score` as float32 after checking its type, shape and content.
-
-    Args:
-        score: What the user gave, `(num_simulations, dim_theta)`; NaN where unknown.
-        theta: Parameters `(num_simulations, dim_theta)`.
-        name: The argument's name in messages.
-
-    Raises:
-        InvalidTypeError: `score` is no floating tensor.
-        InvalidInputError: Its shape is not theta's, it is NaN throughout, or infinite.
-    """
-    if not isinstance(score, Tensor) or not score.is_floating_point():
-        got = score.dtype if isinstance(score, Tensor) else type(score).__name__
-        raise InvalidTypeError(
-            f"{name}: expected a floating torch.Tensor of shape {tuple(theta.shape)}, "
-            f"got {got}. Convert it with torch.as_tensor(..., dtype=torch.float32)."
-        )
-    if score.shape != theta.shape:
-        raise InvalidInputError(
-            f"{name}: expected the shape of theta {tuple(theta.shape)} (one row a "
-            f"simulation, one column a parameter), got {tuple(score.shape)}."
-        )
-    if score.isinf().any():
-        raise InvalidInputError(
-            f"{name}: expected finite numbers, got {int(score.isinf().sum())} infinite "
-            "components. Set components that are unknown to NaN: they are left out."
-        )
-    if score.isnan().all():
-        raise InvalidInputError(
-            f"{name}: expected at least one known component, got NaN throughout. "
-            "Leave `score` out to train without scores."
-        )
-    return score.detach().to(torch.float32)
 
 
 class ScoreCarrier(ShowsLoss):
@@ -132,16 +102,21 @@ class ScoreCarrier(ShowsLoss):
             score_kind: "exact", or "joint" for grad_theta log p(x, z|theta) of a
                 simulator with latent z.
             score_check: Whether to run `check_score` on simulations from the prior,
-                which warns when the scores do not look as if they belonged to them. It
-                tests nothing without a prior or with fewer than 50 simulations.
+                which warns when the scores do not look as if they belonged to them, or
+                theta as if it were drawn from the prior. It tests nothing without a
+                prior or with fewer than 50 simulations.
             kwargs: As in the host class.
 
         Returns:
             The trainer, so that calls can be chained.
 
         Raises:
-            InvalidTypeError, InvalidInputError: Scores that cannot be used; nothing
-                is stored.
+            InvalidTypeError, InvalidInputError: Scores that cannot be used, or theta
+                of another dimension than the prior's; nothing is stored.
+
+        Warns:
+            ScoreWarning: Scores or parameters that look wrong, unknown components, or
+                no score where earlier simulations had one.
         """
         if score_kind not in SCORE_KINDS:
             raise InvalidInputError(
@@ -157,6 +132,7 @@ class ScoreCarrier(ShowsLoss):
                 f"score_kind: expected a score beside {score_kind!r}, got none. Pass "
                 "score=..., or leave score_kind out."
             )
+        validate_dim_theta(theta, self._prior)
         if score is None and self._score_fn is not None:
             score = self._call_score_fn(theta, x)
             score_kind = "exact"
@@ -172,6 +148,8 @@ class ScoreCarrier(ShowsLoss):
             kept = self._kept_rows(x)
         if score is None:
             self._score_roundwise.append(torch.full_like(stored, torch.nan))
+            if self._score_kinds:
+                report_missing(self._score_roundwise)
             return self
         self._score_roundwise.append(score[kept].to(stored.device))
         self._score_kinds.append(score_kind)
@@ -185,18 +163,14 @@ class ScoreCarrier(ShowsLoss):
     def _report(self, score_check: bool) -> None:
         """Warn, in the caller's name, of unknown and of implausible scores."""
         score = self._score_roundwise[-1]
-        unknown = int(score.isnan().sum())
-        if unknown:
-            warn(
-                f"{unknown} of {score.numel()} score components are NaN: they are left "
-                "out of the loss, their simulations are kept."
-            )
+        report_unknown(score)
         if not score_check or not self._prior_masks[-1].all():
             return
         theta, x = self._theta_roundwise[-1], self._x_roundwise[-1]
         check = check_score(theta, x, score, self._prior)
-        if not check.passed:
-            warn(f"{check}\nPass score_check=False to silence this.")
+        proposals = getattr(self, "_proposal_roundwise", None) or [None]
+        restricted = proposals[-1] not in (None, self._prior)  # a part of the prior
+        report_check(check, restricted)
 
     def _validate_before_storing(self, theta: Tensor, x: Tensor) -> None:
         """Hook: raise here whatever makes scores unusable for this trainer."""
@@ -226,6 +200,18 @@ class ScoreCarrier(ShowsLoss):
         )
         mask = ~score.isnan()
         return (score.nan_to_num(0.0), mask) if mask.any() else None
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """Train as the host, once there are simulations.
+
+        Raises:
+            InvalidStateError: No simulations yet.
+        """
+        if not self._theta_roundwise:
+            raise InvalidStateError(
+                "train: expected simulations, got none. Call append_simulations first."
+            )
+        return super().train(*args, **kwargs)
 
     def get_dataloaders(
         self,

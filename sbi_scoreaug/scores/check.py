@@ -68,7 +68,8 @@ def check_score(theta: Tensor, x: Tensor, score: Tensor, prior: Any) -> ScoreChe
 
     Returns:
         A `ScoreCheck`. Its `passed` is True also where nothing could be tested: fewer
-        than 50 usable simulations, no usable prior, theta not from the prior.
+        than 50 usable simulations, no usable prior, theta not from the prior (then
+        `theta_fits_prior` is False).
 
     Raises:
         InvalidInputError: If theta, x and score do not fit each other.
@@ -91,9 +92,10 @@ def check_score(theta: Tensor, x: Tensor, score: Tensor, prior: Any) -> ScoreChe
     valid = x.reshape(len(x), -1).isfinite().all(1)
     num_rows = int(valid.sum())
 
-    def untested(note: str) -> ScoreCheck:
+    def untested(note: str, fits: bool = True) -> ScoreCheck:
         z = torch.full((len(NAMES), theta.shape[1]), torch.nan)
-        return ScoreCheck(z, NAMES, alarm_threshold(z.isnan()), num_rows, notes=(note,))
+        threshold = alarm_threshold(z.isnan())
+        return ScoreCheck(z, NAMES, threshold, num_rows, None, (note,), fits)
 
     if prior is None:
         return untested("no prior was given")
@@ -102,7 +104,9 @@ def check_score(theta: Tensor, x: Tensor, score: Tensor, prior: Any) -> ScoreChe
     try:
         bounds = prior_support(prior, theta.shape[1])
         if not ((theta >= bounds[0]) & (theta <= bounds[1])).all():
-            return untested("theta lies outside the prior's support: not drawn from it")
+            return untested(
+                "theta lies outside the prior's support: not drawn from it", fits=False
+            )
         gradient = log_prior_gradient(prior, theta)
     except Exception as error:  # A prior is foreign code: whatever it raises.
         return untested(f"no use of the prior ({type(error).__name__}: {error})")
@@ -113,7 +117,7 @@ def check_score(theta: Tensor, x: Tensor, score: Tensor, prior: Any) -> ScoreChe
     # phi = 1, s = 0: a statement on theta and the prior alone, x valid or not.
     weights = WeightFunctions(theta, centre, scale, bounds, gradient)
     if (z_statistic(weights.h, known).abs() > alarm_threshold(known)).any():
-        return untested("theta does not look like draws from the prior")
+        return untested("theta does not look like draws from the prior", fits=False)
 
     theta, score, gradient, mask = (
         v[valid] for v in (theta, score, gradient, known & score.isfinite())

@@ -19,6 +19,8 @@ class ScoreCheck:
         num_rows: Simulations that were used.
         cause: The likely cause of the alarm, None without alarm.
         notes: What could not be checked, and why.
+        theta_fits_prior: Whether theta could be draws from the prior; also True where
+            that was not tested. If False nothing was tested of the scores.
     """
 
     z: Tensor
@@ -27,6 +29,7 @@ class ScoreCheck:
     num_rows: int
     cause: str | None = None
     notes: tuple[str, ...] = field(default=())
+    theta_fits_prior: bool = True
 
     @property
     def passed(self) -> bool:
