@@ -151,7 +151,7 @@ def test_calibrations_of_several_rules_share_their_axes():
     [
         (calibration().plot, 3),
         (
-            CostDiagnosis(0.9, 0.95, 2.0, 9.0, 1.0, torch.rand(50), 0.1, True).plot,
+            CostDiagnosis(0.9, 0.95, 2.0, 9.0, 1.0, torch.rand(50), 0.1, True, 50).plot,
             1,
         ),
         (check_score(*simulations(60), SIMULATOR.prior).plot, 1),
