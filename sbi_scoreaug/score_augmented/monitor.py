@@ -8,8 +8,8 @@ After every epoch `trainer.summary` and the tracker gain
   unknown or always zero;
 - `signal_fraction`: 1 - score_error. For joint scores t it tends to the part of Var t
   that x explains, I_observed / I_complete, which bounds what they are worth. Negative
-  is worse, in that component, than ignoring theta: too few simulations, or a network
-  that cannot follow;
+  is worse than ignoring theta: too few simulations, or a few outliers that the network
+  cannot follow, as of heavy tails by a flow (`plots.score_fit` shows which);
 - `score_weights`: w_k as used last, `score_gain` included.
 
 Model selection uses the validation sum L_host + sum_k ell_k *without* weights: weights
