@@ -119,6 +119,18 @@ def score_fit(
         InvalidTypeError: A trainer without `surrogate_score`.
         InvalidStateError: The trainer is not trained.
         InvalidInputError: A wrong number of rows, axes or labels.
+
+    Example:
+        >>> from sbi_scoreaug import ScoreAugmentedNRE, simulate_with_score
+        >>> from sbi_scoreaug.simulators import LinearGaussian
+        >>> problem = LinearGaussian(2)
+        >>> theta, x, score = simulate_with_score(
+        ...     problem, problem.prior, 100, show_progress_bar=False
+        ... )
+        >>> trainer = ScoreAugmentedNRE(problem.prior, show_progress_bars=False)
+        >>> _ = trainer.append_simulations(theta, x, score=score).train(
+        ...     training_batch_size=50, max_num_epochs=3)
+        >>> figure, axes = score_fit(trainer, theta, x, score)
     """
     require_surrogate(trainer, "It has no `surrogate_score` to be drawn.")
     found, exact = trainer.surrogate_score(theta, x).cpu(), score.cpu()
@@ -180,8 +192,11 @@ def posterior_against_reference(
         )
     names = _names(labels, dim)
     figure, axes = panels(ax, len(named))
-    everything = torch.cat([exact, *(rows.cpu() for rows in named.values())])
-    low, high = everything.quantile(torch.tensor([0.002, 0.998]).to(everything), dim=0)
+    # Of each set by itself: a few samples far away must not fall off the picture.
+    levels = torch.tensor([0.005, 0.995]).to(exact)
+    ends = [rows.cpu().to(exact).quantile(levels, dim=0) for rows in named.values()]
+    ends = torch.stack([exact.quantile(levels, dim=0), *ends])
+    low, high = ends[:, 0].amin(0), ends[:, 1].amax(0)
     margin = 0.05 * (high - low)
     low, high = low - margin, high + margin
     edges = [np.linspace(float(low[k]), float(high[k]), 41) for k in (i, j)]
@@ -190,11 +205,32 @@ def posterior_against_reference(
         axis.pcolormesh(*edges, density.T, cmap="Greys", rasterized=True)
         axis.plot(*rows.cpu()[:500, [i, j]].T, ".", ms=3, alpha=0.5, color="tab:orange")
         if truth is not None:
-            axis.plot(*truth[[i, j]], "x", color="tab:blue", ms=8, mew=2)
+            axis.plot(*truth[[i, j]], "X", color="tab:blue", mec="white", ms=10)
         limits = [(edge[0], edge[-1]) for edge in edges]
         axis.set(title=name, xlabel=names[i], xlim=limits[0], ylim=limits[1])
     axes[0].set_ylabel(names[j])
+    if ax is None:
+        _explain(figure, with_truth=truth is not None)
     return figure, axes
+
+
+def _explain(figure: Any, with_truth: bool) -> None:
+    """Put a legend above the panels of `posterior_against_reference`."""
+    from matplotlib.lines import Line2D
+
+    styles: dict[str, dict[str, Any]] = {
+        "reference": {"marker": "s", "color": "0.4"},
+        "samples": {"marker": ".", "color": "tab:orange"},
+        "truth": {"marker": "X", "color": "tab:blue"},
+    }
+    handles = [
+        Line2D([], [], ls="", label=label, **style)
+        for label, style in styles.items()
+        if label != "truth" or with_truth
+    ]
+    figure.legend(
+        handles=handles, loc="outside upper center", ncols=3, frameon=False, fontsize=9
+    )
 
 
 def temperature_calibration(
@@ -213,6 +249,15 @@ def temperature_calibration(
 
     Raises:
         InvalidInputError: No calibration, or a wrong number of axes.
+
+    Example:
+        >>> betas = torch.logspace(-1, 2, 20)  # what calibrate_beta("ml") returns
+        >>> found = BetaCalibration(
+        ...     beta=5.0, method="ml", scale_free=5.0, stderr=0.1, betas=betas,
+        ...     coverage=1 / (1 + betas), effective_fraction=1 / (1 + betas),
+        ...     predictive_cost=1 / (1 + betas), true_cost=0.1,
+        ...     acceptance=torch.ones(20))
+        >>> figure, axes = temperature_calibration(found)
     """
     if not calibrations:
         raise InvalidInputError("calibrations: expected at least one, got none.")
@@ -221,7 +266,7 @@ def temperature_calibration(
         calibration.plot(ax=axes, color=f"C{k}")
     for axis in axes:
         axis.set_title("")
-    axes[0].legend(frameon=False)
+    axes[0].legend(edgecolor="none", framealpha=0.9, fontsize=9)  # over its lines
     return figure, axes
 
 
@@ -267,5 +312,5 @@ def sampler_traces(
         axis.fill_between(steps, low, high, color="C1", alpha=0.3)
         axis.plot(steps, mean[:, k], color="C1")
         axis.set(title=name, xlabel="step of the sampler")
-    axes[0].set_ylabel("where the prior is N(0, 1)")
+    axes[0].set_ylabel("in units where\nthe prior is N(0, 1)")
     return figure, axes

@@ -66,6 +66,16 @@ def save_estimator(estimator: ConditionalEstimator, path: str | Path) -> None:
     Raises:
         InvalidTypeError: Something else than an estimator of sbi.
         OSError: The file cannot be written.
+
+    Example:
+        >>> import tempfile
+        >>> from sbi.inference import NRE_A
+        >>> trainer = NRE_A(show_progress_bars=False)
+        >>> theta = torch.randn(100, 2)  # (num_simulations, dim_theta)
+        >>> trainer = trainer.append_simulations(theta, theta)
+        >>> estimator = trainer.train(training_batch_size=50, max_num_epochs=1)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     save_estimator(estimator, Path(folder) / "ratio.safetensors")
     """
     if not isinstance(estimator, ConditionalEstimator):
         raise InvalidTypeError(

@@ -7,6 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from sbi_scoreaug.benchmarks import NAMES
+from sbi_scoreaug.benchmarks.keeping_score import PROBLEMS
+from sbi_scoreaug.benchmarks.scores_everywhere_methods import RECIPES
+
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 BLOCKS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
@@ -67,3 +71,48 @@ def test_version_table_agrees_with_pyproject():
 )
 def test_linked_files_exist(path):
     assert (ROOT / path).exists()
+
+
+RESULTS = ROOT / "sbi_scoreaug" / "benchmarks" / "results"
+
+
+def rows_of(text, first):
+    """Cells of the table's rows whose first cell is one of `first`."""
+    lines = [line.strip("| ").split(" | ") for line in text.splitlines()]
+    return [
+        [cell.strip("* ") for cell in cells] for cells in lines if cells[0] in first
+    ]
+
+
+def test_the_headline_table_is_that_of_the_results():
+    measured = rows_of((RESULTS / "keeping_score" / "README.md").read_text(), PROBLEMS)
+    shown = rows_of(README, PROBLEMS)
+    assert [cells[0] for cells in shown] == list(PROBLEMS)
+    for name, *values, factor in shown:
+        cells = [row for row in measured if row[0] == name and len(row) > 8]
+
+        def tv(num, *methods, cells=cells):
+            found = [row[4] for row in cells if row[1] == num and row[2] in methods]
+            return min(float(value.split()[0]) for value in found)
+
+        expected = [
+            tv("1000", "NRE_A"),
+            tv("1000", "equipped"),
+            tv("10000", "NRE_A", "equipped"),
+            tv("30000", "NRE_A", "equipped"),
+            tv("1000", "score"),
+        ]
+        assert [float(value) for value in values] == pytest.approx(expected, abs=6e-4)
+        (row,) = [row for row in cells if row[1:3] == ["1000", "score"]]
+        assert row[6].startswith(factor)
+
+
+def test_the_commands_that_measure_a_row_again_are_taken():
+    for command, option, known in (
+        ("keeping_score", "--problems", PROBLEMS),
+        ("scores_everywhere", "--methods", RECIPES),
+    ):
+        (name,) = re.findall(rf"benchmarks {command} {option} (\w+)", README)
+        assert name in known and command in NAMES
+    (others,) = re.findall(r"--methods NRE`, or (.*?)\)", README)
+    assert {"NRE", *re.findall(r"`(\w+)`", others)} == set(RECIPES)

@@ -4,6 +4,7 @@ import doctest
 import importlib
 import math
 import pkgutil
+import warnings
 
 import pytest
 import torch
@@ -442,6 +443,24 @@ def test_particles_are_drawn_on_the_device_of_the_set():
         with torch.device("meta"):
             samples, _ = sample_set(score, SCHEDULE, 30, 2, sampler=sampler, **options)
         assert samples.device == x.device and samples.isfinite().all()
+
+
+def test_samples_beyond_reason_are_warned_of_in_the_same_words():
+    """Of equal warnings Python shows one, however many sets a batch has."""
+
+    def posterior_score(theta, t, x):  # of N(x_j / 2, 1 / 2), diffused
+        mean = SCHEDULE.mean(t)
+        return (mean * x / 2 - theta[:, None]) / (1 - mean**2 / 2)
+
+    messages = []
+    for x in (10.0, 100.0, 1000.0):
+        score = ComposedScore(posterior_score, torch.tensor([[x]]))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            _, diagnostics = sample_set(score, SCHEDULE, 50, dim=1)
+        messages.append(diagnostics.messages)
+    near, far, farther = messages
+    assert not near and len(far) == 1 and far == farther
 
 
 def test_unknown_option_lists_the_known():

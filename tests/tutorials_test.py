@@ -3,12 +3,17 @@
 By default they run at a reduced size; `-m slow` runs them as a reader does.
 """
 
+import inspect
 import json
+import re
+import sys
 import warnings
 from pathlib import Path
 
 import matplotlib.pyplot as plt
 import pytest
+
+from sbi_scoreaug import plots
 
 NOTEBOOKS = sorted((Path(__file__).parents[1] / "tutorials").glob("*.ipynb"))
 MAX_SIZE = 400_000  # bytes
@@ -73,3 +78,33 @@ def test_every_notebook_has_a_number_of_its_own():
     numbers = [path.name[:2] for path in NOTEBOOKS]
     assert all(number.isdigit() for number in numbers)
     assert len(set(numbers)) == len(numbers)
+
+
+LIBRARIES = {"matplotlib", "networkx", "pyro", "sbi", "sbi_scoreaug", "torch"}
+
+
+@every_notebook
+def test_no_code_hides_in_a_helper(path):
+    code = "\n".join(sources(path, "code"))
+    imported = set(re.findall(r"^(?:import|from) (\w+)", code, re.MULTILINE))
+    assert imported - set(sys.stdlib_module_names) <= LIBRARIES
+
+
+def test_every_picture_is_in_a_tutorial():
+    code = "\n".join(source for path in NOTEBOOKS for source in sources(path, "code"))
+    pictures = {
+        name
+        for name, thing in vars(plots).items()
+        if inspect.isfunction(thing)
+        and inspect.getmodule(thing) is plots
+        and not name.startswith("_")
+    }
+    assert len(pictures) >= 5
+    assert pictures <= set(re.findall(r"plots\.(\w+)\(", code))
+
+
+def test_the_line_for_arviz_is_in_a_tutorial():
+    prose = "\n".join(
+        source for path in NOTEBOOKS for source in sources(path, "markdown")
+    )
+    assert 'arviz.convert_to_dataset({"theta": samples[None].numpy()})' in prose

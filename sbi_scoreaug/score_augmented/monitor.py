@@ -7,12 +7,15 @@ After every epoch `trainer.summary` and the tracker gain
   pairs. 0 is a perfect fit, 1 a surrogate that ignores theta, NaN a component that is
   unknown or always zero;
 - `signal_fraction`: 1 - score_error. For joint scores t it tends to the part of Var t
-  that x explains, I_observed / I_complete, which bounds what they are worth;
+  that x explains, I_observed / I_complete, which bounds what they are worth. Negative
+  is worse than ignoring theta: too few simulations, or a few outliers that the network
+  cannot follow, as of heavy tails by a flow (`plots.score_fit` shows which);
 - `score_weights`: w_k as used last, `score_gain` included.
 
 Model selection uses the validation sum L_host + sum_k ell_k *without* weights: weights
 drift, so a weighted sum could not be compared between epochs. Patience starts anew when
-either the host's loss or the sum improves; the network kept is that of the best sum.
+either the host's loss or the sum improves; the network kept is that of the best sum,
+so seldom that of the last entry: `surrogate_score` tells of the network itself.
 """
 
 from __future__ import annotations

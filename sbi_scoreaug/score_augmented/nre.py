@@ -74,12 +74,20 @@ class EmbedOnce(JointPass):
 class ScoreAugmentedRatioTerm(EmbedOnce, ScoreTerm):
     """Mixin of the score term for any ratio trainer of sbi; see `nre`'s docstring.
 
+    Put it in front of the host class. Arguments as in `ScoreAugmentedNRE`.
+
+    Raises:
+        InvalidInputError: An unknown name of a classifier.
+
     Example:
         A score-augmented NRE-C, in four lines:
 
         >>> from sbi.inference import NRE_C
         >>> class ScoreAugmentedNRE_C(ScoreAugmentedRatioTerm, NRE_C):
         ...     '''NRE-C with exact scores.'''
+        >>> theta = torch.randn(20, 2)  # (num_simulations, dim_theta), as is score
+        >>> trainer = ScoreAugmentedNRE_C(show_progress_bars=False)
+        >>> trainer = trainer.append_simulations(theta, theta, score=-theta)
     """
 
     def __init__(
@@ -120,6 +128,9 @@ class ScoreAugmentedNRE(ScoreAugmentedRatioTerm, NRE_A):
         args: As in `sbi.inference.NRE_A`.
         score_fn: Optional function `(theta, x) -> score`, see `ScoreCarrier`.
         kwargs: As in `sbi.inference.NRE_A`.
+
+    Raises:
+        InvalidInputError: An unknown name of a classifier.
 
     Example:
         >>> from sbi_scoreaug import ScoreAugmentedNRE, simulate_with_score

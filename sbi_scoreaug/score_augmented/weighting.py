@@ -38,7 +38,17 @@ from sbi_scoreaug.errors import InvalidInputError, InvalidTypeError
 
 @runtime_checkable
 class ScoreWeighting(Protocol):
-    """What an object must offer to be used as `score_weighting`."""
+    """What an object must offer to be used as `score_weighting`.
+
+    A protocol: no base class is needed.
+
+    Example:
+        >>> class Proportional:
+        ...     def weights(self, host_loss, score_losses, parameters):
+        ...         return host_loss.detach() / score_losses.detach()
+        >>> isinstance(Proportional(), ScoreWeighting)
+        True
+    """
 
     def weights(
         self, host_loss: Tensor, score_losses: Tensor, parameters: Sequence[Tensor]
@@ -109,6 +119,12 @@ class GradientNormWeights(_Smoothed):
         every: Measure the norms at every such call; in between the weights are kept.
         decay: Of the moving average over measurements.
         bounds: Smallest and largest weight.
+
+    Example:
+        >>> phi = torch.ones(1, requires_grad=True)
+        >>> host_loss, score_losses = 4 * phi.sum(), torch.cat([2 * phi, 8 * phi])
+        >>> GradientNormWeights().weights(host_loss, score_losses, [phi])
+        tensor([2.0000, 0.5000])
     """
 
     def __init__(
@@ -141,6 +157,11 @@ class UncertaintyWeights(_Smoothed):
         decay: Of the moving average over steps.
         bounds: Smallest and largest weight.
         pooled: Whether all components share one weight, that of their mean size.
+
+    Example:
+        >>> score_losses = torch.tensor([1.0, 0.25])  # (dim_theta,)
+        >>> UncertaintyWeights().weights(torch.tensor(0.7), score_losses, [])
+        tensor([0.5000, 2.0000])
     """
 
     def __init__(

@@ -38,6 +38,9 @@ class SetDensities(VectorFieldPosterior):
     ) -> Tensor:
         """Log posterior density; for n > 1 up to a constant.
 
+        The constant, log evidence of the set over that of its observations, grows with
+        n and may be tens of nats: compare parameters, not heights.
+
         Args:
             theta: `(batch, dim_theta)`.
             x: The set `(n, *shape_x)`, or one observation; None for the default.

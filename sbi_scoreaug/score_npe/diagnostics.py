@@ -41,6 +41,17 @@ class SamplerDiagnostics:
         messages: What the sampler warned of.
         traces: The first hundred particles at every step, `(num_kept, dim)` each, where
             the prior is N(0, I); see `plots.sampler_traces`.
+
+    Raises:
+        InvalidStateError: By `replace_non_finite`, if most particles are not finite.
+
+    Example:
+        >>> found = SamplerDiagnostics("auto", num_observations=3)
+        >>> particles = torch.tensor([[0.5], [torch.nan], [0.5]])  # (num, dim)
+        >>> found.replace_non_finite(particles).flatten()
+        tensor([0.5000, 0.5000, 0.5000])
+        >>> found.num_replaced
+        1
     """
 
     sampler: str

@@ -50,6 +50,21 @@ class FactorizedPosterior(SetDensities):
 
     Raises:
         InvalidInputError: If the sampler is not known.
+
+    Example:
+        >>> from sbi_scoreaug import ScoreNPE
+        >>> from sbi_scoreaug.simulators import GaussianGaussian
+        >>> problem = GaussianGaussian(dim=2)
+        >>> theta = problem.prior.sample((100,))
+        >>> trainer = ScoreNPE(problem.prior, num_hidden=8, show_progress_bars=False)
+        >>> trainer = trainer.append_simulations(theta, problem(theta))
+        >>> estimator = trainer.train(num_steps=5)
+        >>> posterior = FactorizedPosterior(estimator, problem.prior)
+        >>> x_set = problem(theta[:1].expand(3, -1))  # (n, *shape_x)
+        >>> posterior.sample((10,), x=x_set, show_progress_bars=False).shape
+        torch.Size([10, 2])
+        >>> posterior.log_prob(theta[:4], x=x_set).shape  # up to a constant
+        torch.Size([4])
     """
 
     def __init__(

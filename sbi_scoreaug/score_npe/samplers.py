@@ -85,10 +85,10 @@ def sample_set(
         task = SamplingTask(score, schedule, num_samples, dim, diagnostics, bar.update)
         theta = diagnostics.replace_non_finite(function(task, **options))
     diagnostics.evaluations = score.evaluations - before
-    farthest = float(theta.abs().max())
-    if farthest > FAR:
+    if float(theta.abs().max()) > FAR:
+        # The same words for every set, so that Python shows them once in a batch.
         diagnostics.warn(
-            f"samples lie up to {farthest:.2g} prior standard deviations away: the "
+            f"samples lie more than {FAR:.0f} prior standard deviations away: the "
             "network's error may have added up over the observations, or they "
             "contradict the prior. Take fewer of them, or train with scores or longer."
         )

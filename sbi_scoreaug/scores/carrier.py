@@ -53,6 +53,22 @@ class ScoreCarrier(ShowsLoss):
             of appended simulations that come without.
         args: As in the host class.
         kwargs: As in the host class.
+
+    Raises:
+        InvalidTypeError: `score_fn` is no function.
+
+    Example:
+        Scores beside the simulations of a trainer, for a loss of your own:
+
+        >>> from sbi.inference import NLE_A
+        >>> class CarryingNLE(ScoreCarrier, NLE_A):
+        ...     '''NLE whose batches are (theta, x, prior_mask, score, mask).'''
+        >>> theta = torch.randn(30, 2)
+        >>> trainer = CarryingNLE(show_progress_bars=False)
+        >>> trainer = trainer.append_simulations(theta, theta, score=-theta)
+        >>> loader, _ = trainer.get_dataloaders(training_batch_size=10)
+        >>> [tuple(column.shape) for column in next(iter(loader))]
+        [(10, 2), (10, 2), (10, 1), (10, 2), (10, 2)]
     """
 
     def __init__(

@@ -21,6 +21,16 @@ class ScoreCheck:
         notes: What could not be checked, and why.
         theta_fits_prior: Whether theta could be draws from the prior; also True where
             that was not tested. If False nothing was tested of the scores.
+
+    Example:
+        >>> import torch
+        >>> z = torch.tensor([[0.3, -7.0]])
+        >>> found = ScoreCheck(z, ("mean of x level",), 4.0, 500)
+        >>> print(found)
+        score check on 500 simulations: FAILED, largest |z| = 7.0 (component 1,
+        mean of x level), threshold 4.0
+        >>> found.passed, found.component
+        (False, 1)
     """
 
     z: Tensor

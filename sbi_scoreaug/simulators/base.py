@@ -85,7 +85,28 @@ class Simulator(ABC):
 
 
 class ScoredSimulator(Simulator):
-    """A simulator with a known likelihood and score."""
+    """A simulator with a known likelihood and score.
+
+    Raises:
+        InvalidInputError, InvalidTypeError: By its methods, on parameters that are not
+            `(batch, dim_theta)` or simulations that are not `(batch, *shape_x)`.
+
+    Example:
+        >>> class Shift(ScoredSimulator):
+        ...     '''x ~ N(theta, 1).'''
+        ...     def __init__(self):
+        ...         self.prior = BoxUniform(torch.zeros(1), torch.ones(1))
+        ...         self.shape_x = torch.Size([1])
+        ...     def _simulate(self, theta):
+        ...         return theta + torch.randn_like(theta)
+        ...     def _log_prob(self, theta, x):
+        ...         return torch.distributions.Normal(theta, 1.0).log_prob(x).sum(1)
+        ...     def _score(self, theta, x):
+        ...         return x - theta
+        >>> Shift().score(torch.tensor([[0.2], [0.5]]), torch.tensor([[1.0]]))
+        tensor([[0.8000],
+                [0.5000]])
+    """
 
     def log_prob(self, theta: Tensor, x: Tensor) -> Tensor:
         """Log likelihood, differentiable in `theta`.
@@ -142,7 +163,22 @@ class ScoredSimulator(Simulator):
 
 
 class BoxSimulator(ScoredSimulator):
-    """A simulator with a box prior over few parameters, so with a grid posterior."""
+    """A simulator with a box prior over few parameters, so with a grid posterior.
+
+    To be subclassed as `ScoredSimulator`, with a `BoxUniform` as `prior`.
+
+    Raises:
+        InvalidInputError, InvalidTypeError: As `ScoredSimulator`.
+
+    Example:
+        >>> from sbi_scoreaug.simulators import SISPopulation
+        >>> simulator = SISPopulation()
+        >>> isinstance(simulator, BoxSimulator)
+        True
+        >>> x_o = simulator(torch.tensor([[0.3, -1.0]]))  # (1, *shape_x)
+        >>> simulator.exact_posterior(x_o, points_per_axis=30).probs.shape
+        torch.Size([900])
+    """
 
     prior: BoxUniform
 

@@ -37,6 +37,19 @@ class CostSimulator(Simulator):
     Attributes:
         betas: A low, a middle and a high inverse temperature for benchmarks.
         distance_name: The name of `distance` in `sbi_scoreaug.amortized_cost`.
+
+    Raises:
+        InvalidInputError, InvalidTypeError: By its methods, on parameters that are not
+            `(batch, dim_theta)` or observations that are not `(batch, *shape_x)`.
+
+    Example:
+        >>> from sbi_scoreaug.simulators import UniformPolynomial
+        >>> problem = UniformPolynomial()
+        >>> isinstance(problem, CostSimulator)
+        True
+        >>> theta, x_o = problem.prior.sample((5,)), torch.tensor([[2.0]])
+        >>> problem.expected_cost(theta, x_o).shape
+        torch.Size([5])
     """
 
     betas: tuple[float, float, float]
@@ -145,6 +158,18 @@ class BoxCostSimulator(CostSimulator):
 
     Attributes:
         points_per_axis: Cells of the grid along each parameter.
+
+    Raises:
+        InvalidInputError, InvalidTypeError: As `CostSimulator`.
+
+    Example:
+        >>> from sbi_scoreaug.simulators import UniformPolynomial
+        >>> problem = UniformPolynomial()
+        >>> isinstance(problem, BoxCostSimulator)
+        True
+        >>> x_o = torch.tensor([[2.0]])  # (1, *shape_x)
+        >>> problem.exact_posterior(x_o, beta=10.0).sample((3,)).shape
+        torch.Size([3, 1])
     """
 
     prior: BoxUniform

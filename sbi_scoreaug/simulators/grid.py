@@ -31,6 +31,11 @@ def theta_grid(prior: BoxUniform, points_per_axis: int) -> Tensor:
 
     Raises:
         InvalidInputError: If `points_per_axis` is below 2.
+
+    Example:
+        >>> theta_grid(BoxUniform(torch.zeros(1), torch.ones(1)), 2)
+        tensor([[0.2500],
+                [0.7500]])
     """
     if points_per_axis < 2:
         raise InvalidInputError(

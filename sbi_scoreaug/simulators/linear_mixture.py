@@ -50,6 +50,15 @@ class LinearGaussianMixture(ScoredSimulator):
     Raises:
         InvalidInputError: If a shape does not fit, weights are not probabilities, or a
             covariance is not positive definite.
+
+    Example:
+        >>> weights, factors = torch.tensor([0.5, 0.5]), torch.tensor([1.0, -1.0])
+        >>> covariances = torch.eye(2).repeat(2, 1, 1)
+        >>> simulator = LinearGaussianMixture(weights, factors, covariances)
+        >>> theta = simulator.prior.sample((1,))
+        >>> x_set = simulator(theta.expand(3, -1))  # (n, dim)
+        >>> simulator.exact_posterior(x_set).sample((10,)).shape
+        torch.Size([10, 2])
     """
 
     def __init__(self, weights: Tensor, factors: Tensor, covariances: Tensor) -> None:
