@@ -240,18 +240,21 @@ class FactorizedScoreEstimator(VPScoreEstimator):
         Args:
             input: theta `(batch, dim)`.
             condition: x `(batch, *condition_shape)`.
-            times: `(batch,)`; None to draw them.
+            times: `(batch,)`; None to draw them. The noise is drawn anew in training;
+                in validation it is the same at each epoch, so that epochs are not
+                chosen by their luck.
             kwargs: Of the host's loss, for a network of the host.
         """
         net, scores = self.net, self.batch_scores
         own = net if isinstance(net, PosteriorScoreNet) else None
         if own is None and scores is None:
             return net.loss(self.to_z(input), condition, times, **kwargs)  # type: ignore[operator]
-        z, condition = self.to_z(input), self._random_subsets(condition)
+        draw = None if self.training else torch.Generator(input.device).manual_seed(0)
+        z, condition = self.to_z(input), self._random_subsets(condition, draw)
         times = self.train_schedule(len(z)) if times is None else times
         times = times.to(z.device)
         m, s = self.mean_t_fn(times), self.std_fn(times)
-        noise = torch.randn_like(z)
+        noise = torch.randn(z.shape, generator=draw, device=z.device).to(z)
         target, weight = -noise / s, own.loss_weight(m, s) if own else s**2
         if scores is not None:
             mixed_target, g, known = scores
@@ -262,12 +265,13 @@ class FactorizedScoreEstimator(VPScoreEstimator):
         score = self.forward(m * z + s * noise, condition, times)
         return (weight * (score - target) ** 2).sum(-1)
 
-    def _random_subsets(self, x: Tensor) -> Tensor:
+    def _random_subsets(self, x: Tensor, draw: torch.Generator | None) -> Tensor:
         """Leave 1 to m observations of each row, any number equally often."""
         if self.max_set_size == 1:
             return x
-        order = torch.rand(x.shape[:2], device=x.device).argsort(1)
-        size = torch.randint(1, x.shape[1] + 1, (len(x), 1), device=x.device)
+        options: dict[str, Any] = {"generator": draw, "device": x.device}
+        order = torch.rand(x.shape[:2], **options).argsort(1)
+        size = torch.randint(1, x.shape[1] + 1, (len(x), 1), **options)
         absent = (order >= size).reshape(*order.shape, *[1] * (x.ndim - 2))
         return x.masked_fill(absent, MISSING)
 

@@ -2,18 +2,28 @@ r"""The network that estimates the posterior score of one observation.
 
 In N(0, I) coordinates, with the noise level (m, s), the network net gives
 
-    bounded (default)   posterior_score = -z + m net / sqrt(m^2 rho^2 + s^2)
+    bounded (default)   posterior_score = -z + m net / r,    r = sqrt(m^2 rho^2 + s^2)
     noise               posterior_score = net / s
 
 rho is the residual standard deviation of a linear regression of z on x: the scale on
 which the posterior can vary. Bounded, the error of the score stays bounded as s goes to
 0, and the prior's score -z is exact at large noise. The paper's form is "noise".
 
+*From the linear Gaussian on.* With the regression's prediction xhat, the posterior
+N(xhat, rho^2) has, diffused, the score -(z - m xhat) / r^2, which is bounded with
+
+    net = ((1 + a) xhat - (1 + b) (1 - rho^2) m z) / r + c
+
+at a = b = c = 0. There training starts: the output layer is 0, and counts for a third,
+so that it leaves slowly. a, b and c are functions of z, x and time. Scores that are
+linear in pieces, as of mixtures of Gaussians, are learned from few simulations: what
+changes between the pieces is a factor.
+
 *Shape.* Residual MLPs for theta and for x, sinusoids of time, and a residual MLP on
 their sum. As in the paper three embeddings meet; here they meet by addition, a linear
 layer of their concatenation, so that each is computed once for all pairs of a particle
 and an observation. theta enters also as (z - m xhat) / sqrt(m^2 rho^2 + s^2), with xhat
-the linear prediction: it is of order one at every level.
+the linear prediction: it is of order one at every level. Bounded, so does its length.
 
 *Sets* of up to m observations: the residual MLP for x is averaged over those that are
 there, and a residual MLP of the average and of the set's size is added (a deep set).
@@ -31,6 +41,7 @@ import torch
 from torch import Tensor, nn
 
 MAX_LINEAR_FEATURES = 500
+SLOW = 0.3  # of the output layer
 # In the place of an observation that is missing: finite, since the host refuses NaN.
 MISSING = torch.finfo(torch.float32).max
 
@@ -127,7 +138,12 @@ class PosteriorScoreNet(nn.Module):
         self.shifted_layer = nn.Linear(dim, num_hidden, bias=False)
         self.head = ResidualMLP(num_hidden, num_hidden, num_blocks)
         self.head.inputs = nn.Identity()  # sbi's ODE refuses layers that are not used
-        self.output = nn.Sequential(nn.SiLU(), nn.Linear(num_hidden, dim))
+        num_outputs = 3 * dim if self.bounded else dim
+        self.output = nn.Sequential(nn.SiLU(), nn.Linear(num_hidden, num_outputs))
+        for parameter in self.output.parameters():
+            nn.init.zeros_(parameter)
+        if self.bounded:
+            self.length_layer = nn.Linear(2, num_hidden, bias=False)
         if m > 1:
             self.set_net = ResidualMLP(num_hidden + 2, num_hidden, 1)
 
@@ -227,8 +243,14 @@ class PosteriorScoreNet(nn.Module):
         # Two products in place of one: the first is shared by all observations.
         hidden = embedded - self.shifted_layer(m * linear / spread)
         hidden = particle + self.shifted_layer(z / spread) + hidden
-        net = self.output(self.head.residual(hidden))
-        return m / spread * net if self.bounded else net / s + z
+        if not self.bounded:
+            return self.output(self.head.residual(hidden)) / s + z
+        shifted = (z - m * linear) / spread
+        hidden = hidden + self.length_layer(_length_features(shifted))
+        net = SLOW * self.output(self.head.residual(hidden))
+        a, b, c = net.split(self.dim, -1)
+        base = (1 + a) * linear - (1 + b) * (1 - rho**2) * m * z
+        return m / spread * (base / spread + c)
 
     def _time_features(self, m: Tensor, s: Tensor) -> Tensor:
         """Sinusoids of log (s/m), which runs from about -4 to 3."""
@@ -236,6 +258,12 @@ class PosteriorScoreNet(nn.Module):
         octaves = 2.0 ** torch.arange(self.num_frequencies, device=m.device) / 2
         angles = math.pi * level * octaves
         return torch.cat([angles.sin(), angles.cos()], -1)
+
+
+def _length_features(shifted: Tensor) -> Tensor:
+    """Root mean square `(..., 2)` of rows `(..., dim)`, and its logarithm."""
+    square = (shifted**2).mean(-1, keepdim=True)
+    return torch.cat([(square + 1e-6).sqrt(), (square + 0.01).log()], -1)
 
 
 def _linear_fit(features: Tensor, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
