@@ -4,11 +4,13 @@ import pickle
 
 import pytest
 import torch
+from torch.nn.functional import softplus
 
 from sbi_scoreaug import AmortizedCostEstimator
 from sbi_scoreaug.amortized_cost.control_variate import ControlVariate
 from sbi_scoreaug.amortized_cost.point_distances import QuadraticDistance
 from sbi_scoreaug.amortized_cost.quadratic_cost import QuadraticCost
+from sbi_scoreaug.amortized_cost.softplus_fit import start_softplus
 from sbi_scoreaug.errors import InvalidInputError, ScoreWarning
 from sbi_scoreaug.simulators import LinearGaussianCost
 
@@ -80,6 +82,42 @@ def test_a_new_quadratic_cost_starts_from_a_fit_with_scores():
         found[f"{kind}, plain"] = (plain - exact).abs().mean().item()
     assert found["scores"] < 0.3 * found["scores, plain"]
     assert found["shuffled"] > 0.7 * found["shuffled, plain"]
+
+
+def positive_data(spread, num_rows=2000):
+    """Squares with mean exp(spread theta), and their score with respect to theta."""
+    theta = torch.randn(num_rows, 1)
+    squares = torch.randn(num_rows, 4).square()
+    design = torch.cat([theta, torch.ones(num_rows, 1)], 1)
+    return (
+        design,
+        (squares - 1).sum(1, keepdim=True),
+        (0.1 * (spread * theta[:, 0]).exp() * squares.mean(1)),
+    )
+
+
+def test_a_variance_starts_from_a_fit_that_held_out_rows_bear_out():
+    origin = torch.tensor([0.0, -2.0])
+    for seed in range(10):
+        torch.manual_seed(seed)
+        design, score, y = positive_data(1.0)
+        truth = 0.1 * design[:, 0].exp()
+        found = {}
+        for name, beside in {"none": 0 * score, "scores": score}.items():
+            w, c = start_softplus(design, beside, y, origin)
+            found[name] = (softplus(design @ w) - truth).abs().mean()
+        assert c.item() > 0 and found["scores"] < found["none"]
+        assert found["scores"] < 0.2 * (softplus(origin[1]) - truth).abs().mean()
+
+
+def test_a_variance_stays_where_held_out_rows_do_not_bear_the_fit_out():
+    origin, stayed = torch.tensor([0.0, -2.2522]), 0  # softplus(-2.2522) = .1
+    for seed in range(10):
+        torch.manual_seed(seed)
+        design, score, y = positive_data(0.0, 200)
+        w, c = start_softplus(design, score.roll(7, 0), y, origin)
+        stayed += bool(torch.equal(w, origin) and not c.any())
+    assert stayed >= 9
 
 
 def test_a_trained_cost_is_not_moved_by_scores_that_come_later():
