@@ -36,16 +36,16 @@ def start_softplus(
         y: `(num_rows,)`.
         origin: w_0 `(p,)`.
     """
-    rows, w_0 = (design.double(), beside.double(), y.double()), origin.double()
-    before, after = softplus(rows[0] @ w_0), torch.zeros_like(rows[2])
+    z, s, y, w_0 = design.double(), beside.double(), y.double(), origin.double()
+    before, after = softplus(z @ w_0), torch.zeros_like(y)
     for fold in range(FOLDS):
         held_out = torch.arange(len(y)) % FOLDS == fold
-        w, c = fit_softplus(*(part[~held_out] for part in rows), w_0)
-        after[held_out] = (softplus(rows[0] @ w) + rows[1] @ c)[held_out]
-    gain = (rows[2] - before).square() - (rows[2] - after).square()
+        w, c = fit_softplus(z[~held_out], s[~held_out], y[~held_out], w_0)
+        after[held_out] = (softplus(z @ w) + s @ c)[held_out]
+    gain = (y - before).square() - (y - after).square()
     if gain.mean() <= gain.std() / len(y) ** 0.5:
         return origin, torch.zeros_like(beside[0])
-    w, c = fit_softplus(*rows, w_0)
+    w, c = fit_softplus(z, s, y, w_0)
     return w.to(origin), c.to(origin)
 
 

@@ -160,8 +160,8 @@ class MixedTarget:
         values, vectors = torch.linalg.eigh(rows.mT @ rows / len(rows))
         values = values.clamp(min=1e-6)
         if signal is not None:
-            signal = (vectors.mT @ signal.to(vectors) @ vectors).diagonal()
-            signal = signal.clamp(min=1e-6).minimum(values).to(g)
+            along = torch.diagonal(vectors.mT @ signal.to(vectors) @ vectors)
+            signal = along.clamp(min=1e-6).minimum(values).to(g)
         return cls(values.to(g), vectors.to(g), signal)
 
     @property
