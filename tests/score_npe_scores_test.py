@@ -18,10 +18,14 @@ from torch.distributions import (
 )
 
 from sbi_scoreaug.errors import InvalidInputError, ScoreWarning
-from sbi_scoreaug.score_npe import ScoreNPE
+from sbi_scoreaug.score_npe import ScoreNPE, mixed_target
 from sbi_scoreaug.score_npe.coordinates import normal_coordinates
 from sbi_scoreaug.score_npe.estimator import FactorizedScoreEstimator
-from sbi_scoreaug.score_npe.mixed_target import MixedTarget, posterior_score
+from sbi_scoreaug.score_npe.mixed_target import (
+    MixedTarget,
+    least_signal,
+    posterior_score,
+)
 from sbi_scoreaug.score_npe.network import PosteriorScoreNet
 from sbi_scoreaug.simulators import (
     GaussianGaussian,
@@ -132,6 +136,82 @@ def test_the_target_at_both_ends():
     assert torch.allclose(mixed(g, known, noise, tiny, one), -noise, atol=1e-2)
     none = torch.zeros_like(known)
     assert torch.equal(mixed(g, none, noise, one, tiny), -noise / tiny)
+
+
+def joint_targets(m, latent_sd, num_pairs=20_000, flip=1.0):
+    """As `targets`, of one parameter, with noise of latent variables in the scores."""
+    simulator = SignFlip(0.7)
+    theta = simulator.prior.sample((num_pairs,)).double()
+    x = simulator(theta)
+    exact = simulator.score(theta, x) - theta
+    g = flip * (exact + latent_sd * torch.randn_like(theta))
+    known = torch.ones(num_pairs, dtype=torch.bool)
+    mixed = MixedTarget.fit(g, known, least_signal(theta, x))
+    noise, level = torch.randn_like(theta), torch.full((num_pairs, 1), m).double()
+    s = (1 - level**2).sqrt()
+    return simulator, level * theta + s * noise, x, mixed(g, known, noise, level, s)
+
+
+@pytest.mark.parametrize("m", [0.3, 0.8, 0.99])
+def test_the_target_of_joint_scores_is_unbiased(m):
+    def largest_z(flip):
+        simulator, noisy, x, target = joint_targets(m, 3.0, flip=flip)
+        rows = torch.arange(1000)
+        exact = torch.cat(
+            [
+                simulator.diffused_score(noisy[part], m, x[part])[rows, rows]
+                for part in torch.arange(20_000).split(1000)
+            ]
+        )
+        tests = torch.stack([noisy[:, 0].tanh(), x[:, 0].tanh(), (noisy * x).sum(1)])
+        products = tests[:, :, None] * (target - exact)
+        return (products.mean(1) / products.std(1) * 20_000**0.5).abs().max()
+
+    torch.manual_seed(3)
+    assert largest_z(1.0) < 4.0
+    if m > 0.5:  # where the scores have weight
+        assert largest_z(-1.0) > 6.0
+
+
+@pytest.mark.parametrize("level", [0.05, 0.5, 2.0])
+def test_the_weight_of_joint_scores_has_the_least_variance_in_training(level):
+    """The residual variance of a Gaussian posterior, by the module's assumption."""
+    signal, latent, fresh = 3.0, 5.0, mixed_target.FRESH
+    m = torch.tensor(1 / (1 + level**2) ** 0.5)
+    s = level * m
+
+    def variance(weight):
+        v = 1 / (signal + (m / s) ** 2)  # of z given z_t and x
+        slope = (1 - weight) * m / s**2 - weight * signal / m
+        kept = signal + fresh * (m / s) ** 2  # z is the same, e is averaged
+        return (slope * v) ** 2 * kept + weight**2 * latent / m**2
+
+    target = MixedTarget(
+        torch.tensor([signal + latent]), torch.eye(1), torch.tensor([signal])
+    )
+    one, known = torch.ones(1, 1), torch.ones(1, dtype=torch.bool)
+    weight = m * target(one, known, 0 * one, m[None, None], s[None, None])
+    weights = torch.linspace(0, 1, 1001)
+    assert abs(weight - weights[variance(weights).argmin()]) < 2e-3
+    exact = MixedTarget(torch.tensor([signal + latent]), torch.eye(1))
+    assert (
+        variance(m * exact(one, known, 0 * one, m[None, None], s[None, None]))
+        > 1.01 * variance(weight)
+    ) == (level < 1)
+
+
+def test_the_signal_of_joint_scores_is_bounded_by_a_regression():
+    theta = torch.randn(20_000, 2)
+    x = theta + 0.5 * torch.randn_like(theta)
+    bound = least_signal(theta, x)  # Gaussian: the posterior's precision, 1 + 4
+    torch.testing.assert_close(bound.float(), 5 * torch.eye(2), rtol=0.1, atol=0.2)
+    nothing = torch.eye(2)
+    for other in (torch.randn_like(x), torch.randn(20_000, 1500)):
+        found = least_signal(theta, other).float()
+        torch.testing.assert_close(found, nothing, rtol=0.1, atol=0.1)
+    g = 10 * torch.randn(500, 2)
+    target = MixedTarget.fit(g, torch.ones(500, dtype=torch.bool), bound)
+    assert target.signal is not None and (target.signal < target.eigenvalues).all()
 
 
 def data(simulator, num_simulations):

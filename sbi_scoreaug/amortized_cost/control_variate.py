@@ -24,9 +24,10 @@ Training then leaves the scores out, and warns (`left_out`). Simulations that a 
 sorts out by x before appending them do the same harm, unseen.
 
 c is a constant plus 1/dim_theta of a network. The constant starts at zero or, beside a
-regression that starts from least squares, at the least squares of both. The network's
-share is small because its dim_theta^2 products with s fit noise first: Adam moves each
-of them equally fast, however little it explains.
+regression that starts from least squares, at the least squares of both; for v, whose
+squares are noisy, only where held-out rows bear that fit out (`softplus_fit`). The
+network's share is small because its dim_theta^2 products with s fit noise first: Adam
+moves each of them equally fast, however little it explains.
 
 References: Owen (2013), Monte Carlo theory, methods and examples, chapter 8; Gao,
 Deistler & Macke (2023), arXiv 2305.15208, for f.

@@ -14,6 +14,7 @@ ones count as familiar.
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 from torch.nn.functional import softplus
 
@@ -21,6 +22,7 @@ from sbi_scoreaug.amortized_cost.control_variate import ControlVariate
 from sbi_scoreaug.amortized_cost.distance import Distance
 from sbi_scoreaug.amortized_cost.estimator import CostEstimator
 from sbi_scoreaug.amortized_cost.layers import ResidualNet, Standardize
+from sbi_scoreaug.amortized_cost.softplus_fit import start_softplus
 from sbi_scoreaug.errors import InvalidInputError
 
 
@@ -97,16 +99,30 @@ class QuadraticCost(CostEstimator):
         """Add a head for scores, of every feature and of v.
 
         A new network starts from the regression of features on theta and score: where
-        both are linear, that is already exact.
+        both are linear, that is already exact. v starts likewise (`softplus_fit`).
         """
         num_outputs = len(self.standardize.std.flatten()) + 1
         self.control = ControlVariate(score, score.shape[1], num_outputs)
         if start is not None:
             theta, x = start
             features = self.standardize(self.embed(x))
-            self.control.start_beside(
-                self.mean_net, self.standardize_theta(theta), features, score
-            )
+            inputs = self.standardize_theta(theta)
+            self.control.start_beside(self.mean_net, inputs, features, score)
+            self._start_variance(inputs, features, score)
+
+    @torch.no_grad()
+    def _start_variance(self, theta: Tensor, features: Tensor, score: Tensor) -> None:
+        """Start v and its head from one fit of both, if held-out rows bear it out."""
+        assert self.control is not None
+        residual = (features - self.mean_net(theta)) * self.standardize.std
+        second = residual.square().mean(dim=1) / self.cost_scale
+        straight = self.variance_net.straight
+        design = torch.cat([theta, torch.ones_like(theta[:, :1])], dim=1)
+        origin = torch.cat([straight.weight[0], straight.bias])
+        scaled = score / self.control.scale
+        w, c = start_softplus(design, scaled, second, origin)
+        straight.weight[0], straight.bias[0] = w[:-1], w[-1]
+        self.control.constant[-1] = c
 
     def loss(
         self,

@@ -15,7 +15,11 @@ from torch import Tensor
 
 from sbi_scoreaug.errors import InvalidInputError
 from sbi_scoreaug.score_npe.coordinates import NormalCoordinates
-from sbi_scoreaug.score_npe.mixed_target import MixedTarget, posterior_score
+from sbi_scoreaug.score_npe.mixed_target import (
+    MixedTarget,
+    least_signal,
+    posterior_score,
+)
 from sbi_scoreaug.scores.carrier import ScoreCarrier
 
 MAX_ANCHORS = 2000
@@ -55,7 +59,10 @@ class MixedTargetTraining(ScoreCarrier):
         rows = self.train_indices[known[self.train_indices].cpu()]
         if not len(rows):
             return ()
-        target = MixedTarget.fit(g[rows], known[rows])
+        least = None
+        if "joint" in self._score_kinds:
+            least = least_signal(self._coordinates.to_normal(theta[rows]), x[rows])
+        target = MixedTarget.fit(g[rows], known[rows], least)
         self._mixed_target = target.to(self._device)
         if len(rows) >= MIN_ANCHORS * (1 + theta.shape[1]):
             rows = rows[:MAX_ANCHORS]
