@@ -6,7 +6,9 @@ selection and the final network use the average
     w_avg <- d w_avg + (1 - d) w,    d = min(decay, (1 + k) / (10 + k)) after k steps
 
 and the learning rate falls as a half cosine over the epochs that amount to `num_steps`
-optimiser steps, after which training ends (early stopping may end it before).
+optimiser steps, after which training ends (early stopping may end it before). Patience
+is counted in steps as well: where simulations are few the host's 20 epochs without an
+improvement are 80 steps, too few to tell.
 
 Reference: Song & Ermon (2020), arXiv 2006.09011, on averaged weights.
 """
@@ -19,6 +21,9 @@ import torch
 from torch import Tensor
 
 from sbi_scoreaug._host import HostTrainer
+
+MIN_PATIENCE = 400  # optimiser steps
+MIN_PATIENCE_EPOCHS = 20  # the host's
 
 
 class AveragedTraining(HostTrainer):
@@ -42,6 +47,9 @@ class AveragedTraining(HostTrainer):
         # A batch size below one is the host's to refuse.
         num_batches = max(int(num_rows * (1 - fraction)) // max(args[0], 1), 1)
         num_epochs = math.ceil(num_steps / num_batches)
+        if len(args) < 4:  # not by position
+            patience = max(MIN_PATIENCE_EPOCHS, math.ceil(MIN_PATIENCE / num_batches))
+            kwargs.setdefault("stop_after_epochs", patience)
         if kwargs.get("resume_training") and self._decay_epochs:
             num_epochs += self.epoch
             self._decay_epochs = num_epochs
