@@ -72,6 +72,10 @@ APPEND = {
         SCORE.clone().fill_(torch.inf), {}, InvalidInputError, ValueError,
         ["finite", "120", "NaN"],
     ),
+    "beyond single precision": (
+        SCORE.double() * 1e300, {}, InvalidInputError, ValueError,
+        ["finite", "float32", "120", "NaN"],
+    ),
     "an array": (
         SCORE.numpy(), {}, InvalidTypeError, TypeError,
         ["Tensor", "ndarray", "as_tensor"],

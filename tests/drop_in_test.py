@@ -183,14 +183,17 @@ def test_what_is_stored_is_what_the_host_stores(name, case):
     assert torch.equal(ours._score_roundwise[0], SIMULATOR.score(theta, x))
 
 
+@pytest.mark.parametrize("shape", [None, (60,), (60, 1)])
 @every_trainer
-def test_one_parameter_and_one_datum_without_a_second_dimension(name):
+def test_one_parameter_and_one_datum_without_a_second_dimension(name, shape):
     theta, x = torch.randn(60), torch.randn(60)
+    score = None if shape is None else (x - theta).reshape(shape)
     prior = torch.distributions.MultivariateNormal(torch.zeros(1), torch.eye(1))
 
     def attempt(ours):
         trainer = new_drop_in(name, ours, prior=prior)
-        return train(trainer.append_simulations(theta, x), **EPOCH)
+        own = {"score": score, "score_check": False} if ours else {}
+        return train(trainer.append_simulations(theta, x, **own), **EPOCH)
 
     estimator = or_xfail(attempt, name)
     assert estimator.input_shape == estimator.condition_shape == (1,)
@@ -250,6 +253,19 @@ def test_every_argument_of_training_is_taken(name, capsys):
     train(trainer, **options)
     assert trainer.epoch >= 1 and len(trainer.val_indices) == 18
     assert trainer.optimizer.defaults["lr"] == 1e-3
+
+
+@every_trainer
+def test_arguments_of_training_by_position(name):
+    values = {**TRAINING, "training_batch_size": 20, "max_num_epochs": 2}
+    arguments = list(parameters_of(DROP_INS[name].host.train))[1:]
+    given = [values[a] for a in arguments[: arguments.index("resume_training")]]
+    trainer = with_data(name)
+    train(trainer, *given)
+    assert trainer.epoch <= 3 and len(trainer.val_indices) == 18
+    optimizer = trainer.optimizer
+    train(trainer, *given, True)  # resumed
+    assert trainer.optimizer is optimizer
 
 
 INVALID = {
