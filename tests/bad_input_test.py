@@ -331,6 +331,15 @@ def test_score_by_position_unknown_classifier_and_joint_without_score_are_named(
         ScoreAugmentedNRE(SIMULATOR.prior, classifier="smooth_rensnet")
 
 
+def test_likelihoods_of_images_are_refused_as_by_sbi():
+    for score in (None, SCORE):
+        trainer = new_trainer(TRAINERS["NLE_A"][1])
+        with pytest.raises(AssertionError):
+            own = {} if score is None else {"score": score, "score_check": False}
+            trainer.append_simulations(THETA, torch.randn(60, 3, 3), **own)
+            train(trainer, max_num_epochs=1)
+
+
 # --- The trainers of costs and of posterior scores -----------------------------------
 
 # name: (trainer, what is called, type, built-in, words: expected, got, remedy)
