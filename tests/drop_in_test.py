@@ -12,6 +12,7 @@ import pytest
 import torch
 from registry import (
     DROP_INS,
+    RATIO_TRAINERS,
     SIMULATOR,
     Recorder,
     new_drop_in,
@@ -20,9 +21,11 @@ from registry import (
     weights_of,
 )
 from sbi.neural_nets.estimators.base import ConditionalEstimator
+from sbi.neural_nets.estimators.score_estimator import VPScoreEstimator
 from torch import nn
 from torch.utils.data import SequentialSampler
 
+from sbi_scoreaug.amortized_cost import resolve_distance
 from sbi_scoreaug.errors import InvalidTypeError
 
 NAMES = list(DROP_INS)
@@ -111,6 +114,42 @@ def test_networks_that_the_host_refuses_are_refused(name, network):
         attempt(ours=False)
     with pytest.raises((AttributeError, TypeError, type(of_host.value))):
         attempt(ours=True)
+
+
+@every_trainer
+def test_the_network_is_built_from_training_rows_on_the_cpu(name):
+    """Never from validation rows: they would leak into its scales. (Before scores are
+    stored one is built on a trial, and thrown away.)"""
+    calls = []
+    argument, network = DROP_INS[name].argument, DROP_INS[name].our_net
+    if name == "NPSE":
+        network = DROP_INS[name].host_net
+
+    def build(theta, x):
+        calls.append((theta, x))
+        own = (resolve_distance("mse").fit(x),) if name == "ACE" else ()
+        return network(theta, x, *own)
+
+    trainer = with_data(name, **{argument: build})
+    calls.clear()
+    train(trainer, **EPOCH)
+    ((theta, x),) = calls
+    found = {part.shape[0] for part in (theta, x)}
+    assert found == {len(trainer.train_indices)} == {54}
+    known = [part[trainer.train_indices] for part in trainer.get_simulations()[:2]]
+    if name == "NPSE":
+        known[0] = trainer._neural_net.to_z(known[0])
+    for given, expected in zip((theta, x), known, strict=True):
+        assert given.device.type == "cpu" and torch.allclose(given, expected)
+
+
+@pytest.mark.parametrize("argument", ["score_estimator", "density_estimator"])
+def test_deprecated_names_of_the_vector_field_are_taken(argument):
+    network = DROP_INS["NPSE"].host_net
+    trainer = new_drop_in("NPSE", vf_estimator="factorized", **{argument: network})
+    theta, x, _ = simulations(60)
+    estimator = train(trainer.append_simulations(theta, x), **EPOCH)
+    assert isinstance(estimator.net, VPScoreEstimator)
 
 
 @every_trainer
@@ -311,6 +350,53 @@ def test_resuming_retraining_and_a_second_training(name):
     trainer.append_simulations(theta, x, score=score, score_check=False)
     train(trainer, **EPOCH, **force)
     assert len(trainer._score_roundwise) == 2
+
+
+@every_trainer
+def test_training_further_leaves_earlier_posteriors_alone(name):
+    trainer = with_data(name)
+    train(trainer, **EPOCH)
+    own = {"beta": 1.0} if name == "ACE" else {}
+    first, twin = (trainer.build_posterior(**own) for _ in range(2))
+    theta, x_o = torch.randn(4, 2), torch.zeros(1, 2)
+    before = first.potential(theta, x=x_o)
+    weights = weights_of(trainer._neural_net)
+    train(trainer, **{**EPOCH, "max_num_epochs": 5}, resume_training=True)
+    assert not torch.equal(weights_of(trainer._neural_net), weights)  # control
+    for posterior in (first, twin):
+        assert torch.equal(posterior.potential(theta, x=x_o), before)
+
+
+@every_trainer
+def test_a_loss_that_is_not_finite_is_refused_in_the_name_of_the_trainer(name):
+    trainer = with_data(name)
+    train(trainer, **EPOCH)
+    losses = trainer._neural_net.parameters()
+    next(iter(losses)).data.fill_(torch.nan)
+    trainer._raw = None  # ScoreNPE's own copy of the weights
+    options = {"resume_training": True, "max_num_epochs": trainer.epoch + 2}
+    # That of NRE-A is refused by torch, before sbi looks at it.
+    said = "between 0 and 1|N[RLP]+E|CostEstimator"
+    with pytest.raises((ValueError, RuntimeError), match=said):
+        train(trainer, training_batch_size=20, **options)
+
+
+@pytest.mark.parametrize("name", RATIO_TRAINERS)
+def test_arguments_of_the_loss_are_the_hosts(name):
+    """It copies each of them for every batch: nothing of ours may travel there."""
+    trainer, seen = with_data(name), []
+    get_losses = trainer._get_losses
+
+    def spy(batch, loss_args=None):
+        seen.append(loss_args)
+        return get_losses(batch=batch, loss_args=loss_args)
+
+    trainer._get_losses = spy
+    train(trainer, **EPOCH)
+    assert type(seen[0]).__module__.startswith("sbi.")
+    if name == "NRE_A":
+        with pytest.raises(TypeError, match="LossArgsNRE_A"):
+            train(trainer, **EPOCH, loss_kwargs={"num_atoms": 3})
 
 
 @every_trainer
