@@ -20,6 +20,7 @@ from registry import (
     train,
     weights_of,
 )
+from sbi.inference import DirectPosterior
 from sbi.neural_nets.estimators.base import ConditionalEstimator
 from sbi.neural_nets.estimators.score_estimator import VPScoreEstimator
 from torch import nn
@@ -344,6 +345,11 @@ def test_resuming_retraining_and_a_second_training(name):
     assert torch.equal(trainer.train_indices, rows)
     first = trainer._neural_net
     force = {"force_first_round_loss": True} if name in POSTERIOR_TRAINERS else {}
+    if force:
+        with pytest.raises(
+            (AssertionError, ValueError), match="force_first_round_loss"
+        ):
+            train(trainer, **EPOCH)
     train(trainer, **EPOCH, retrain_from_scratch=True, **force)
     assert trainer._neural_net is not first
     theta, x, score = simulations(40)
@@ -483,6 +489,21 @@ def test_two_rounds_with_the_posterior_as_proposal_and_the_first_discarded(name)
     train(trainer, **EPOCH, discard_prior_samples=True)
     rows = torch.cat([trainer.train_indices, trainer.val_indices])
     assert sorted(rows.tolist()) == list(range(60))
+
+
+def test_messages_name_our_class(capsys):
+    trainer = second_round("NPE_C", ours=True)
+    trainer.train(**EPOCH)
+    assert "Using ScoreAugmentedNPE with atomic loss" in capsys.readouterr().out
+    with pytest.raises(AssertionError, match="Multi-round ScoreNPE"):
+        second_round("NPSE", ours=True)
+    x_o, theta = torch.zeros(1, 2), torch.zeros(60, 2)
+    shared = DirectPosterior(trainer._neural_net, SIMULATOR.prior)
+    with pytest.raises(ValueError, match="default"):
+        trainer.append_simulations(theta, theta, proposal=shared)
+    with pytest.raises(ValueError, match="the same object as the trainer"):
+        trainer.append_simulations(theta, theta, proposal=shared.set_default_x(x_o))
+    assert len(trainer._theta_roundwise) == len(trainer._score_roundwise) == 2
 
 
 @every_trainer
