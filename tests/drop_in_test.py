@@ -223,7 +223,9 @@ def test_what_is_stored_is_what_the_host_stores(name, case):
     assert torch.equal(ours._score_roundwise[0], SIMULATOR.score(theta, x))
 
 
-@pytest.mark.parametrize("shape", [None, (60,), (60, 1)])
+@pytest.mark.parametrize(
+    "shape", [None, (60,), pytest.param((60, 1), marks=pytest.mark.slow)]
+)
 @every_trainer
 def test_one_parameter_and_one_datum_without_a_second_dimension(name, shape):
     theta, x = torch.randn(60), torch.randn(60)
@@ -358,7 +360,13 @@ def test_resuming_retraining_and_a_second_training(name):
     assert len(trainer._score_roundwise) == 2
 
 
-@every_trainer
+@pytest.mark.parametrize(
+    "name",  # the others have such a test of their own by default
+    [
+        pytest.param(name, marks=[] if name in ("NLE_A", "NPE_C") else pytest.mark.slow)
+        for name in NAMES
+    ],
+)
 def test_training_further_leaves_earlier_posteriors_alone(name):
     trainer = with_data(name)
     train(trainer, **EPOCH)
