@@ -11,7 +11,7 @@ Each method has a negative control that must fail the same test: scores times 1.
 those that match scores, beta times 3, and n off by one: one observation taken for two.
 
 Recorded at seed 0, the smallest p-value and that of the control: NRE .09 and 4e-13, NLE
-.11 and 8e-13, NPE .23 and 3e-12, ACE .17 and 2e-70.
+.11 and 8e-13, NPE .23 and 3e-12, ScoreNPE .46 and 1e-8, ACE .17 and 2e-70.
 
 The generalized posterior of the mean squared error is the posterior itself at beta =
 dim_x / (2 sigma^2), since the noise has one sigma.
