@@ -29,6 +29,7 @@ from sbi_scoreaug.benchmarks.training import (
     epochs_for,
     train,
 )
+from sbi_scoreaug.panels import save_figure
 from sbi_scoreaug.simulators import GaussianProcessField
 
 LABELS = {
@@ -108,7 +109,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     }
     options.out.mkdir(parents=True, exist_ok=True)
     path = options.out / "sbi_scoreaug_demo.png"
-    draw(theta_o, x_o, exact, surrogates).savefig(path, dpi=130)
+    save_figure(draw(theta_o, x_o, exact, surrogates), path, dpi=130)
     print(table(kl, seconds, cpu_simulate))
     print(f"\nThe exact posterior and both estimates are drawn in {path}.")
 

@@ -1,7 +1,10 @@
-"""Axes for pictures: those that were given, or new ones."""
+"""Axes for pictures, those that were given or new ones; and files for pictures."""
 
 from __future__ import annotations
 
+import io
+import os
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -42,3 +45,25 @@ def panels(
     if len(axes) != num:
         raise InvalidInputError(f"ax: expected {num} axes, got {len(axes)}.")
     return axes[0].figure, axes
+
+
+def save_figure(figure: Any, path: Path, dpi: int) -> None:
+    """Write a matplotlib figure to a file, as a whole or not at all.
+
+    Args:
+        figure: The figure.
+        path: The file; its suffix says the format.
+        dpi: Dots an inch.
+
+    Raises:
+        OSError: The file cannot be written; a picture that was there is kept.
+    """
+    content = io.BytesIO()
+    figure.savefig(content, format=path.suffix[1:], dpi=dpi)
+    partial = path.with_name(f"{path.name}.part")
+    try:
+        partial.write_bytes(content.getvalue())
+        os.replace(partial, path)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise OSError(f"{path} could not be written ({error}).") from error

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
+from typing import Any
+
 import sbi.inference
 
 from sbi_scoreaug.amortized_cost import AmortizedCostEstimator
-from sbi_scoreaug.errors import InvalidInputError
+from sbi_scoreaug.errors import InvalidInputError, warn
 from sbi_scoreaug.score_augmented import (
     ScoreAugmentedNLE,
     ScoreAugmentedNPE,
@@ -14,10 +18,28 @@ from sbi_scoreaug.score_augmented import (
 from sbi_scoreaug.score_npe import ScoreNPE
 from sbi_scoreaug.score_npe.host_samplers import register_samplers
 
+
+def _asking_for_scores(trainer: type) -> Callable[..., Any]:
+    """Return what makes a `trainer`, with a warning where no scores can reach it."""
+
+    @functools.wraps(trainer, updated=())
+    def make(*args: Any, **kwargs: Any) -> Any:
+        if kwargs.get("score_fn") is None:
+            warn(
+                f"score_fn: expected the score as a function, got none: infer() draws "
+                f"simulations without scores, and {trainer.__name__} trains like the "
+                "class of sbi that it replaces. Pass init_kwargs={'score_fn': "
+                "simulator.score}, or append the scores yourself."
+            )
+        return trainer(*args, **kwargs)
+
+    return make
+
+
 METHODS = {
-    "SCORE_NRE": ScoreAugmentedNRE,
-    "SCORE_NLE": ScoreAugmentedNLE,
-    "SCORE_AUGMENTED_NPE": ScoreAugmentedNPE,
+    "SCORE_NRE": _asking_for_scores(ScoreAugmentedNRE),
+    "SCORE_NLE": _asking_for_scores(ScoreAugmentedNLE),
+    "SCORE_AUGMENTED_NPE": _asking_for_scores(ScoreAugmentedNPE),
     "SCORE_NPE": ScoreNPE,
     "ACE": AmortizedCostEstimator,
 }
@@ -32,7 +54,8 @@ def register() -> None:
     sbi; this call does, and a second one does nothing.
 
     `infer` draws its own simulations and knows no scores: hand it the score as a
-    function, `init_kwargs={"score_fn": simulator.score}`.
+    function, `init_kwargs={"score_fn": simulator.score}`. Without it the first three
+    warn.
 
     Raises:
         InvalidInputError: If sbi has another class of one of these names.

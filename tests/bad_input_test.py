@@ -72,6 +72,10 @@ APPEND = {
         SCORE.clone().fill_(torch.inf), {}, InvalidInputError, ValueError,
         ["finite", "120", "NaN"],
     ),
+    "beyond single precision": (
+        SCORE.double() * 1e300, {}, InvalidInputError, ValueError,
+        ["finite", "float32", "120", "NaN"],
+    ),
     "an array": (
         SCORE.numpy(), {}, InvalidTypeError, TypeError,
         ["Tensor", "ndarray", "as_tensor"],
@@ -325,6 +329,15 @@ def test_score_by_position_unknown_classifier_and_joint_without_score_are_named(
     assert trainer._theta_roundwise == []
     with pytest.raises(ValueError, match="smooth_resnet"):
         ScoreAugmentedNRE(SIMULATOR.prior, classifier="smooth_rensnet")
+
+
+def test_likelihoods_of_images_are_refused_as_by_sbi():
+    for score in (None, SCORE):
+        trainer = new_trainer(TRAINERS["NLE_A"][1])
+        with pytest.raises(AssertionError):
+            own = {} if score is None else {"score": score, "score_check": False}
+            trainer.append_simulations(THETA, torch.randn(60, 3, 3), **own)
+            train(trainer, max_num_epochs=1)
 
 
 # --- The trainers of costs and of posterior scores -----------------------------------

@@ -10,12 +10,17 @@ Smirnov; a method is calibrated if no p-value is below .001 after Bonferroni.
 Each method has a negative control that must fail the same test: scores times 1.5 for
 those that match scores, beta times 3, and n off by one: one observation taken for two.
 
+Recorded at seed 0, the smallest p-value and that of the control: NRE .09 and 4e-13, NLE
+.11 and 8e-13, NPE .23 and 3e-12, ScoreNPE .46 and 1e-8, ACE .17 and 2e-70.
+
 The generalized posterior of the mean squared error is the posterior itself at beta =
 dim_x / (2 sigma^2), since the noise has one sigma.
 
 References: Talts et al. 2018 (arXiv 1804.06788); Hermans et al. 2021 (arXiv
 2110.06581).
 """
+
+import functools
 
 import pytest
 import torch
@@ -42,6 +47,7 @@ QUIET = {"show_progress_bars": False}
 ALPHA = 1e-3
 
 
+@functools.cache
 def fitted(cls, scale=1.0, num_simulations=1500, epochs=16, **options):
     """A trainer of 1500 simulations whose scores are off by the factor `scale`."""
     theta = TASK.prior.sample((num_simulations,))

@@ -164,6 +164,16 @@ def test_markov_chains(name, method):
     or_xfail(attempt, name)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["NRE_A", "NLE_A", "ACE"])
+def test_chains_in_processes_of_their_own(name):
+    chains = MCMCPosteriorParameters(
+        method="slice_np", num_chains=2, warmup_steps=2, thin=1, num_workers=2
+    )
+    posterior = built(name, True, "mcmc", posterior_parameters=chains)
+    assert posterior.sample((4,), **QUIET).shape == (4, 2)
+
+
 # --- Using -------------------------------------------------------------------------
 
 

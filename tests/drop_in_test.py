@@ -12,6 +12,7 @@ import pytest
 import torch
 from registry import (
     DROP_INS,
+    RATIO_TRAINERS,
     SIMULATOR,
     Recorder,
     new_drop_in,
@@ -19,10 +20,13 @@ from registry import (
     train,
     weights_of,
 )
+from sbi.inference import DirectPosterior
 from sbi.neural_nets.estimators.base import ConditionalEstimator
+from sbi.neural_nets.estimators.score_estimator import VPScoreEstimator
 from torch import nn
 from torch.utils.data import SequentialSampler
 
+from sbi_scoreaug.amortized_cost import resolve_distance
 from sbi_scoreaug.errors import InvalidTypeError
 
 NAMES = list(DROP_INS)
@@ -114,6 +118,42 @@ def test_networks_that_the_host_refuses_are_refused(name, network):
 
 
 @every_trainer
+def test_the_network_is_built_from_training_rows_on_the_cpu(name):
+    """Never from validation rows: they would leak into its scales. (Before scores are
+    stored one is built on a trial, and thrown away.)"""
+    calls = []
+    argument, network = DROP_INS[name].argument, DROP_INS[name].our_net
+    if name == "NPSE":
+        network = DROP_INS[name].host_net
+
+    def build(theta, x):
+        calls.append((theta, x))
+        own = (resolve_distance("mse").fit(x),) if name == "ACE" else ()
+        return network(theta, x, *own)
+
+    trainer = with_data(name, **{argument: build})
+    calls.clear()
+    train(trainer, **EPOCH)
+    ((theta, x),) = calls
+    found = {part.shape[0] for part in (theta, x)}
+    assert found == {len(trainer.train_indices)} == {54}
+    known = [part[trainer.train_indices] for part in trainer.get_simulations()[:2]]
+    if name == "NPSE":
+        known[0] = trainer._neural_net.to_z(known[0])
+    for given, expected in zip((theta, x), known, strict=True):
+        assert given.device.type == "cpu" and torch.allclose(given, expected)
+
+
+@pytest.mark.parametrize("argument", ["score_estimator", "density_estimator"])
+def test_deprecated_names_of_the_vector_field_are_taken(argument):
+    network = DROP_INS["NPSE"].host_net
+    trainer = new_drop_in("NPSE", vf_estimator="factorized", **{argument: network})
+    theta, x, _ = simulations(60)
+    estimator = train(trainer.append_simulations(theta, x), **EPOCH)
+    assert isinstance(estimator.net, VPScoreEstimator)
+
+
+@every_trainer
 def test_without_a_prior_it_trains_and_asks_for_it_when_sampling(name):
     if name == "NPSE":
         with pytest.raises(InvalidTypeError, match="the prior's density"):
@@ -183,14 +223,19 @@ def test_what_is_stored_is_what_the_host_stores(name, case):
     assert torch.equal(ours._score_roundwise[0], SIMULATOR.score(theta, x))
 
 
+@pytest.mark.parametrize(
+    "shape", [None, (60,), pytest.param((60, 1), marks=pytest.mark.slow)]
+)
 @every_trainer
-def test_one_parameter_and_one_datum_without_a_second_dimension(name):
+def test_one_parameter_and_one_datum_without_a_second_dimension(name, shape):
     theta, x = torch.randn(60), torch.randn(60)
+    score = None if shape is None else (x - theta).reshape(shape)
     prior = torch.distributions.MultivariateNormal(torch.zeros(1), torch.eye(1))
 
     def attempt(ours):
         trainer = new_drop_in(name, ours, prior=prior)
-        return train(trainer.append_simulations(theta, x), **EPOCH)
+        own = {"score": score, "score_check": False} if ours else {}
+        return train(trainer.append_simulations(theta, x, **own), **EPOCH)
 
     estimator = or_xfail(attempt, name)
     assert estimator.input_shape == estimator.condition_shape == (1,)
@@ -252,6 +297,19 @@ def test_every_argument_of_training_is_taken(name, capsys):
     assert trainer.optimizer.defaults["lr"] == 1e-3
 
 
+@every_trainer
+def test_arguments_of_training_by_position(name):
+    values = {**TRAINING, "training_batch_size": 20, "max_num_epochs": 2}
+    arguments = list(parameters_of(DROP_INS[name].host.train))[1:]
+    given = [values[a] for a in arguments[: arguments.index("resume_training")]]
+    trainer = with_data(name)
+    train(trainer, *given)
+    assert trainer.epoch <= 3 and len(trainer.val_indices) == 18
+    optimizer = trainer.optimizer
+    train(trainer, *given, True)  # resumed
+    assert trainer.optimizer is optimizer
+
+
 INVALID = {
     "training_batch_size": (0, "ten"),
     "learning_rate": (-1.0, "fast"),
@@ -289,12 +347,70 @@ def test_resuming_retraining_and_a_second_training(name):
     assert torch.equal(trainer.train_indices, rows)
     first = trainer._neural_net
     force = {"force_first_round_loss": True} if name in POSTERIOR_TRAINERS else {}
+    if force:
+        with pytest.raises(
+            (AssertionError, ValueError), match="force_first_round_loss"
+        ):
+            train(trainer, **EPOCH)
     train(trainer, **EPOCH, retrain_from_scratch=True, **force)
     assert trainer._neural_net is not first
     theta, x, score = simulations(40)
     trainer.append_simulations(theta, x, score=score, score_check=False)
     train(trainer, **EPOCH, **force)
     assert len(trainer._score_roundwise) == 2
+
+
+@pytest.mark.parametrize(
+    "name",  # the others have such a test of their own by default
+    [
+        pytest.param(name, marks=[] if name in ("NLE_A", "NPE_C") else pytest.mark.slow)
+        for name in NAMES
+    ],
+)
+def test_training_further_leaves_earlier_posteriors_alone(name):
+    trainer = with_data(name)
+    train(trainer, **EPOCH)
+    own = {"beta": 1.0} if name == "ACE" else {}
+    first, twin = (trainer.build_posterior(**own) for _ in range(2))
+    theta, x_o = torch.randn(4, 2), torch.zeros(1, 2)
+    before = first.potential(theta, x=x_o)
+    weights = weights_of(trainer._neural_net)
+    train(trainer, **{**EPOCH, "max_num_epochs": 5}, resume_training=True)
+    assert not torch.equal(weights_of(trainer._neural_net), weights)  # control
+    for posterior in (first, twin):
+        assert torch.equal(posterior.potential(theta, x=x_o), before)
+
+
+@every_trainer
+def test_a_loss_that_is_not_finite_is_refused_in_the_name_of_the_trainer(name):
+    trainer = with_data(name)
+    train(trainer, **EPOCH)
+    losses = trainer._neural_net.parameters()
+    next(iter(losses)).data.fill_(torch.nan)
+    trainer._raw = None  # ScoreNPE's own copy of the weights
+    options = {"resume_training": True, "max_num_epochs": trainer.epoch + 2}
+    # That of NRE-A is refused by torch, before sbi looks at it.
+    said = "between 0 and 1|N[RLP]+E|CostEstimator"
+    with pytest.raises((ValueError, RuntimeError), match=said):
+        train(trainer, training_batch_size=20, **options)
+
+
+@pytest.mark.parametrize("name", RATIO_TRAINERS)
+def test_arguments_of_the_loss_are_the_hosts(name):
+    """It copies each of them for every batch: nothing of ours may travel there."""
+    trainer, seen = with_data(name), []
+    get_losses = trainer._get_losses
+
+    def spy(batch, loss_args=None):
+        seen.append(loss_args)
+        return get_losses(batch=batch, loss_args=loss_args)
+
+    trainer._get_losses = spy
+    train(trainer, **EPOCH)
+    assert type(seen[0]).__module__.startswith("sbi.")
+    if name == "NRE_A":
+        with pytest.raises(TypeError, match="LossArgsNRE_A"):
+            train(trainer, **EPOCH, loss_kwargs={"num_atoms": 3})
 
 
 @every_trainer
@@ -381,6 +497,21 @@ def test_two_rounds_with_the_posterior_as_proposal_and_the_first_discarded(name)
     train(trainer, **EPOCH, discard_prior_samples=True)
     rows = torch.cat([trainer.train_indices, trainer.val_indices])
     assert sorted(rows.tolist()) == list(range(60))
+
+
+def test_messages_name_our_class(capsys):
+    trainer = second_round("NPE_C", ours=True)
+    trainer.train(**EPOCH)
+    assert "Using ScoreAugmentedNPE with atomic loss" in capsys.readouterr().out
+    with pytest.raises(AssertionError, match="Multi-round ScoreNPE"):
+        second_round("NPSE", ours=True)
+    x_o, theta = torch.zeros(1, 2), torch.zeros(60, 2)
+    shared = DirectPosterior(trainer._neural_net, SIMULATOR.prior)
+    with pytest.raises(ValueError, match="default"):
+        trainer.append_simulations(theta, theta, proposal=shared)
+    with pytest.raises(ValueError, match="the same object as the trainer"):
+        trainer.append_simulations(theta, theta, proposal=shared.set_default_x(x_o))
+    assert len(trainer._theta_roundwise) == len(trainer._score_roundwise) == 2
 
 
 @every_trainer

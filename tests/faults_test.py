@@ -13,11 +13,13 @@ from pathlib import Path
 import pytest
 import torch
 from drop_in_test import EPOCH, every_trainer, with_data
+from matplotlib.figure import Figure
 from registry import DROP_INS, new_drop_in, simulations, train, weights_of
 from sbi.utils import BoxUniform
 
 from sbi_scoreaug.benchmarks.cells import read_rows, run_cells
 from sbi_scoreaug.errors import InvalidInputError, ScoreaugError
+from sbi_scoreaug.panels import save_figure
 
 NAMES = list(DROP_INS)
 # Steps are counted from the start of the training: in the first epoch, between two
@@ -184,6 +186,18 @@ def test_a_table_survives_a_full_disk_and_goes_on_where_it_was(tmp_path, small_f
     rows = run_cells(cells, long_cell, path, show_progress_bar=False)
     assert [row["square"] for row in rows] == [0, 1, 4, 9]
     assert all(len(row["text"]) == 400 for row in rows)
+
+
+def test_a_picture_survives_a_full_disk(tmp_path, request):
+    path, figure = tmp_path / "picture.png", Figure()
+    save_figure(figure, path, dpi=30)
+    before = path.read_bytes()
+    request.getfixturevalue("small_files")
+    figure.subplots().plot(range(100))
+    assert len(before) < 1000  # an empty figure
+    with pytest.raises(OSError, match="picture.png could not be written"):
+        save_figure(figure, path, dpi=300)
+    assert path.read_bytes() == before and list(tmp_path.iterdir()) == [path]
 
 
 def test_a_folder_that_cannot_be_written_to_is_named_before_any_work(tmp_path):

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import warnings
 
 import pytest
 import sbi.inference
@@ -10,7 +11,7 @@ from sbi.inference import NRE_A, infer
 
 import sbi_scoreaug
 from sbi_scoreaug import AmortizedCostEstimator, ScoreNPE, citation, register
-from sbi_scoreaug.errors import InvalidInputError, InvalidTypeError
+from sbi_scoreaug.errors import InvalidInputError, InvalidTypeError, ScoreWarning
 
 EPOCH = {"max_num_epochs": 1, "training_batch_size": 50}
 
@@ -66,6 +67,16 @@ def test_infer_trains_on_scores_given_as_a_function(registered, logs_elsewhere):
         train_kwargs=EPOCH,
     )
     assert called == [100]
+
+
+def test_infer_without_scores_says_so(registered, logs_elsewhere):
+    options = {"prior": SIMULATOR.prior, "show_progress_bars": False}
+    with pytest.warns(ScoreWarning, match="draws simulations without scores"):
+        sbi.inference.SCORE_NRE(**options)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", ScoreWarning)
+        sbi.inference.SCORE_NRE(score_fn=SIMULATOR.score, **options)
+        sbi.inference.SCORE_NPE(**options)
 
 
 def test_a_name_that_is_taken_is_left_alone(monkeypatch):

@@ -9,6 +9,7 @@ from __future__ import annotations
 from copy import deepcopy
 from typing import Any
 
+import torch
 from sbi.neural_nets.estimators.base import ConditionalEstimator
 from torch import Tensor
 from torch.distributions import Distribution
@@ -18,6 +19,7 @@ from sbi_scoreaug.amortized_cost.diagnosis import CostDiagnosis, diagnose
 from sbi_scoreaug.amortized_cost.distance_checks import is_valid
 from sbi_scoreaug.amortized_cost.estimator import ExpectedCost
 from sbi_scoreaug.amortized_cost.potential import CostBasedPotential
+from sbi_scoreaug.amortized_cost.target_range import ModelWarning
 from sbi_scoreaug.amortized_cost.temperature import calibrate_beta
 from sbi_scoreaug.amortized_cost.temperature_rules import METHODS
 from sbi_scoreaug.amortized_cost.training import CostTraining
@@ -25,6 +27,7 @@ from sbi_scoreaug.errors import (
     InvalidInputError,
     InvalidStateError,
     InvalidTypeError,
+    warn,
 )
 
 
@@ -66,11 +69,11 @@ class CostAssessment(CostTraining):
         cost_net = self._cost_net(estimator)
         prior = self._resolve_prior(prior, "mcmc")
         default = theta is None and x is None and cost_net is self._neural_net
+        theta, x = self._unseen(theta, x, prior)
         for known_prior, *key, calibration in self._calibrations if default else ():
             if known_prior is prior and key == [method, options]:
                 calibration.warn()
                 return calibration
-        theta, x = self._unseen(theta, x)
         device = next(cost_net.parameters()).device
         calibration = calibrate_beta(
             cost_net,
@@ -84,7 +87,9 @@ class CostAssessment(CostTraining):
             self._calibrations.append((prior, method, options, calibration))
         return calibration
 
-    def _unseen(self, theta: Tensor | None, x: Tensor | None) -> tuple[Tensor, Tensor]:
+    def _unseen(
+        self, theta: Tensor | None, x: Tensor | None, prior: Distribution
+    ) -> tuple[Tensor, Tensor]:
         """Return the user's valid simulations, or those held out from training."""
         if theta is not None and x is not None:
             return self._check_simulations(theta, x)
@@ -101,7 +106,17 @@ class CostAssessment(CostTraining):
         theta, x, from_prior = self.get_simulations(self._start_round)
         rows = self.val_indices
         keep = from_prior[rows].flatten().bool() & is_valid(self._distance, x[rows])
-        return theta[rows][keep], x[rows][keep]
+        theta, x = theta[rows][keep], x[rows][keep]
+        if self._prior is not None and not _agree(
+            prior, self._prior, theta.to(self._device)
+        ):
+            warn(
+                "theta, x: expected simulations from the prior that was given, got "
+                "those held out from training, which are from the trainer's prior: "
+                "what is found may be off. Pass theta and x drawn under that prior.",
+                ModelWarning,
+            )
+        return theta, x
 
     def diagnose(
         self,
@@ -130,14 +145,14 @@ class CostAssessment(CostTraining):
             InvalidStateError: Nothing is trained yet.
             InvalidInputError: `x_o` does not fit, or there are too few simulations.
         """
-        estimator = self._cost_net(None)
-        theta, x = self._unseen(theta, x)
+        estimator, resolved = self._cost_net(None), self._resolve_prior(prior, "mcmc")
+        theta, x = self._unseen(theta, x, resolved)
         if isinstance(beta, str):
             beta = self.calibrate_beta(beta, prior=prior).beta
         device = next(estimator.parameters()).device
         potential = CostBasedPotential(
             deepcopy(estimator),
-            self._resolve_prior(prior, "mcmc"),
+            resolved,
             beta=beta,
             target_range=self._target_range,
             device=device,
@@ -158,3 +173,11 @@ class CostAssessment(CostTraining):
                 f"{type(estimator).__name__}."
             )
         return estimator
+
+
+def _agree(prior: Distribution, other: Distribution, theta: Tensor) -> bool:
+    """Whether both have the same density at `theta (batch, dim_theta)`."""
+    if prior is other:
+        return True
+    found, known = (p.log_prob(theta) for p in (prior, other))
+    return torch.allclose(found.to(known), known, atol=1e-3, rtol=1e-3)

@@ -93,7 +93,7 @@ class CostData(LikelihoodEstimatorTrainer):
             algorithm=algorithm,
             data_device=data_device,
         )
-        self._x_roundwise[-1] = x.to(self._x_roundwise[-1].device)
+        self._x_roundwise[-1] = x.to(self._x_roundwise[-1].device, copy=True)
         self._num_dropped.append(num_dropped)
         return self
 
@@ -115,7 +115,7 @@ class CostData(LikelihoodEstimatorTrainer):
             raise InvalidTypeError(
                 f"x: expected a floating tensor of targets, got {type(x).__name__}."
             )
-        x = x.detach().to(torch.float32)
+        x = x.detach().to(torch.float32, copy=True)
         if self._x_roundwise and x.ndim == self._x_roundwise[0].ndim - 1:
             x = x.unsqueeze(0)
         if x.ndim < 2:

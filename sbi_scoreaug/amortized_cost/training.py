@@ -223,7 +223,9 @@ class CostTraining(ScoreCarrier, CostData):
             return
         if self._control is not None:
             cost_net.control = self._control
-        elif cost_net.control is None:  # an interrupted training leaves one
+        elif cost_net.control is None and not self._resuming:
+            # (An interrupted training leaves one. The optimiser of a training that
+            # began without scores does not know of a head.)
             rows = self.train_indices
             theta, x, _ = self.get_simulations(start_idx)
             start = (theta[rows].cpu(), x[rows].cpu()) if new else None

@@ -15,6 +15,7 @@ from sbi_scoreaug.benchmarks.amortized_cost_report import (
     select,
 )
 from sbi_scoreaug.benchmarks.cells import Row
+from sbi_scoreaug.panels import save_figure
 
 
 def plot(rows: list[Row], path: Path) -> None:
@@ -42,7 +43,7 @@ def plot(rows: list[Row], path: Path) -> None:
     axes[1, 0].set_ylabel("excess distance, mis")
     axes[0, 0].legend(fontsize="x-small", frameon=False)
     axes[1, 0].legend(fontsize="x-small", frameon=False)
-    figure.savefig(path, dpi=150)
+    save_figure(figure, path, dpi=150)
 
 
 def _curve(rows: list[Row], method: str, column: str) -> tuple[list[int], list[float]]:

@@ -13,6 +13,7 @@ from matplotlib.ticker import NullLocator
 from sbi_scoreaug.benchmarks.cells import Row, read_rows
 from sbi_scoreaug.benchmarks.hodgkin_huxley_data import KINDS, Laboratory
 from sbi_scoreaug.benchmarks.keeping_score_report import equivalent_budget
+from sbi_scoreaug.panels import save_figure
 from sbi_scoreaug.simulators import HodgkinHuxley
 
 BETAS = [f"{beta:g}" for beta in HodgkinHuxley.betas]
@@ -152,7 +153,7 @@ def plot_distances(rows: list[Row], least: dict[str, torch.Tensor], path: Path) 
         ax.set_xlabel("simulations N")
     axes[0].set_ylabel("predictive feature distance")
     axes[0].legend(fontsize="x-small", frameon=False)
-    figure.savefig(path, dpi=150)
+    save_figure(figure, path, dpi=150)
 
 
 def plot_traces(rows: list[Row], lab: Laboratory, path: Path) -> None:
@@ -185,4 +186,4 @@ def plot_traces(rows: list[Row], lab: Laboratory, path: Path) -> None:
     for ax in axes[-1]:
         ax.set_xlabel("t (ms)")
     figure.supylabel("V (mV)")
-    figure.savefig(path, dpi=130)
+    save_figure(figure, path, dpi=130)

@@ -11,6 +11,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from sbi_scoreaug.benchmarks.cells import Row
+from sbi_scoreaug.panels import save_figure
 
 
 def equivalent_budget(
@@ -206,7 +207,7 @@ def plot(rows: list[Row], path: Path) -> None:
         ax.set(title=problem, xscale="log", yscale="log", xlabel="simulations N")
     axes[0].set_ylabel("total variation to the exact posterior")
     axes[0].legend(fontsize="small", frameon=False)
-    figure.savefig(path, dpi=150)
+    save_figure(figure, path, dpi=150)
 
 
 def cost_table(costs: list[Row]) -> str:

@@ -13,6 +13,7 @@ from sbi_scoreaug.benchmarks.cells import Row
 from sbi_scoreaug.benchmarks.score_npe_metrics import split
 from sbi_scoreaug.benchmarks.score_npe_report import per_set, select
 from sbi_scoreaug.benchmarks.score_npe_trained import PLACES
+from sbi_scoreaug.panels import save_figure
 
 STYLES = {
     "perfect draws": ("0.5", ":"),
@@ -54,7 +55,7 @@ def _finish(figure: Figure, axes: Iterable[Any], path: Path) -> None:
         fontsize="small",
         frameon=False,
     )
-    figure.savefig(path, dpi=130)
+    save_figure(figure, path, dpi=130)
 
 
 def plot_exact(rows: list[Row], path: Path) -> None:

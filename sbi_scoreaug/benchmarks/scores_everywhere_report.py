@@ -12,6 +12,7 @@ from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 from sbi_scoreaug.benchmarks.cells import Row
 from sbi_scoreaug.benchmarks.keeping_score_report import equivalent_budget
 from sbi_scoreaug.benchmarks.score_npe_report import select
+from sbi_scoreaug.panels import save_figure
 
 # What is called the error of each method, and the other figure of a cell.
 ERRORS = {
@@ -207,7 +208,7 @@ def plot(rows: list[Row], path: Path) -> None:
         axes[0, j].set_title(task)
         axes[-1, j].set_xlabel("simulations N")
     axes[0, 0].legend(fontsize="x-small", frameon=False)
-    figure.savefig(path, dpi=130)
+    save_figure(figure, path, dpi=130)
 
 
 def _panel(ax: Axes, rows: list[Row]) -> None:

@@ -59,6 +59,11 @@ class ScoreAugmentedNLE(ScoreAugmentedDensityTerm, NLE_A):
 
     _flow_by_name = staticmethod(likelihood_nn)
 
+    def _validate_before_storing(self, theta: Tensor, x: Tensor) -> None:
+        """Refuse networks that cannot take scores; the host refuses images itself."""
+        if x.ndim <= 2:
+            super()._validate_before_storing(theta, x)
+
     def _log_density(self, estimator: Any, theta: Tensor, x: Tensor) -> Tensor:
         """Return f = log q(x|theta) `(batch,)`."""
         return estimator.log_prob(x.unsqueeze(0), theta)[0]

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution
 
+from sbi_scoreaug._host import within_support
 from sbi_scoreaug.errors import InvalidInputError
 
 SCORE_PAIRS = ("joint", "local", "both")
@@ -72,9 +73,9 @@ def supervised_pairs(
         else:
             shifted = theta + torch.randn_like(theta) @ whitening.to(theta.device)
             if prior is not None:
-                inside = prior.log_prob(shifted.to(device)).isfinite().to(theta.device)
+                inside = within_support(prior, shifted.to(device)).to(theta.device)
                 shifted = torch.where(inside.unsqueeze(1), shifted, theta)
-        score = score_fn(shifted, x).detach().to(theta.dtype)
+        score = score_fn(shifted.clone(), x.clone()).detach().to(theta.dtype)
         if score.shape != theta.shape:
             raise InvalidInputError(
                 f"score_fn(theta, x): expected shape {tuple(theta.shape)}, got "

@@ -13,6 +13,7 @@ improvement are 80 steps, too few to tell.
 Reference: Song & Ermon (2020), arXiv 2006.09011, on averaged weights.
 """
 
+import inspect
 import math
 import warnings
 from typing import Any
@@ -41,29 +42,29 @@ class AveragedTraining(HostTrainer):
     def _train_averaged(
         self, args: tuple, num_steps: int, ema_decay: float, kwargs: dict[str, Any]
     ) -> Any:
-        """Run the host's loop; `args` start with batch size and rate."""
+        """Run the host's loop; `args` and `kwargs` are arguments of its `train`."""
+        given = inspect.signature(type(self).train).bind(self, *args, **kwargs)
+        options = dict(given.arguments)
+        options.pop("self")
         num_rows = sum(len(theta) for theta in self._theta_roundwise)
-        fraction = kwargs.get("validation_fraction", 0.1)
+        fraction = options.get("validation_fraction", 0.1)
         # A batch size below one is the host's to refuse.
-        num_batches = max(int(num_rows * (1 - fraction)) // max(args[0], 1), 1)
+        batch_size = max(options["training_batch_size"], 1)
+        num_batches = max(int(num_rows * (1 - fraction)) // batch_size, 1)
         num_epochs = math.ceil(num_steps / num_batches)
-        if len(args) < 4:  # not by position
-            patience = max(MIN_PATIENCE_EPOCHS, math.ceil(MIN_PATIENCE / num_batches))
-            kwargs.setdefault("stop_after_epochs", patience)
-        if kwargs.get("resume_training") and self._decay_epochs:
+        patience = max(MIN_PATIENCE_EPOCHS, math.ceil(MIN_PATIENCE / num_batches))
+        options.setdefault("stop_after_epochs", patience)
+        if options.get("resume_training") and self._decay_epochs:
             num_epochs += self.epoch
             self._decay_epochs = num_epochs
         else:
             self._start_averaging(ema_decay, num_epochs)
-        limit = kwargs.pop("max_num_epochs", num_epochs)
+        limit = options.get("max_num_epochs", num_epochs)
+        options["max_num_epochs"] = min(limit, num_epochs)
         with warnings.catch_warnings():
             # The rate has fallen to nothing there: more epochs would not help.
             warnings.filterwarnings("ignore", "Maximum number of epochs")
-            return super().train(
-                *args,
-                max_num_epochs=min(limit, num_epochs),
-                **kwargs,
-            )
+            return super().train(**options)
 
     def _train_epoch(self, *args: Any, **kwargs: Any) -> float:
         """Train one epoch from the raw weights, and average them after each step."""

@@ -31,7 +31,7 @@ def simulate_batch(
     """Simulate one batch under its own seed, with its score."""
     theta = torch.as_tensor(theta)
     with _seeded(seed):
-        output = simulator(theta)
+        output = simulator(theta.clone())  # it may change what it is given
         x, score = output if _is_pair(output) else (output, None)
         x = torch.as_tensor(x)
         if x.ndim < 1 or len(x) != len(theta):
@@ -78,7 +78,7 @@ def _score_of(simulator: Any, theta: Tensor, x: Tensor) -> Tensor:
     # A failed simulation has no likelihood, and log_prob may raise on NaN.
     valid = x.reshape(len(x), -1).isfinite().all(1)
     if valid.all():
-        return score_function(theta, x)
+        return score_function(theta.clone(), x.clone())
     score = theta.new_full(theta.shape, torch.nan)
     if valid.any():
         part = torch.as_tensor(score_function(theta[valid], x[valid]))

@@ -35,8 +35,17 @@ from sbi_scoreaug.errors import (
 from sbi_scoreaug.scores.check import check_score
 from sbi_scoreaug.scores.loaders import rebuild_loader
 from sbi_scoreaug.scores.progress import ShowsLoss
-from sbi_scoreaug.scores.reports import report_check, report_missing, report_unknown
-from sbi_scoreaug.scores.validation import validate_dim_theta, validate_score
+from sbi_scoreaug.scores.reports import (
+    report_check,
+    report_missing,
+    report_unknown,
+    report_unseen,
+)
+from sbi_scoreaug.scores.validation import (
+    as_column,
+    validate_dim_theta,
+    validate_score,
+)
 
 SCORE_KINDS = ("exact", "joint")
 
@@ -70,6 +79,9 @@ class ScoreCarrier(ShowsLoss):
         >>> [tuple(column.shape) for column in next(iter(loader))]
         [(10, 2), (10, 2), (10, 1), (10, 2), (10, 2)]
     """
+
+    _num_split: int | None = None  # simulations when the rows were split last
+    _resuming = False
 
     def __init__(
         self,
@@ -148,6 +160,8 @@ class ScoreCarrier(ShowsLoss):
                 f"score_kind: expected a score beside {score_kind!r}, got none. Pass "
                 "score=..., or leave score_kind out."
             )
+        if isinstance(theta, Tensor) and theta.ndim == 1:
+            theta, x, score = map(as_column, (theta, x, score))
         validate_dim_theta(theta, self._prior)
         if score is None and self._score_fn is not None:
             score = self._call_score_fn(theta, x)
@@ -197,7 +211,9 @@ class ScoreCarrier(ShowsLoss):
         valid = x.reshape(len(x), -1).isfinite().all(1)
         name = "score_fn(theta, x)"
         if valid.all():
-            return validate_score(self._score_fn(theta, x), theta, name)
+            # A copy: the function may change what it is given.
+            score = self._score_fn(theta.clone(), x.clone())
+            return validate_score(score, theta, name)
         score = torch.full_like(theta, torch.nan)
         known = validate_score(
             self._score_fn(theta[valid], x[valid]), theta[valid], name
@@ -248,6 +264,7 @@ class ScoreCarrier(ShowsLoss):
             resume_training,
             dataloader_kwargs=dataloader_kwargs,
         )
+        self._note_split(len(loaders[0].dataset), resume_training)
         columns = self._columns(starting_round)
         if not columns and "collate_fn" in (dataloader_kwargs or {}):
             return loaders
@@ -255,6 +272,14 @@ class ScoreCarrier(ShowsLoss):
             rebuild_loader(loader, columns, dataloader_kwargs) for loader in loaders
         )
         return train, validation
+
+    def _note_split(self, num_simulations: int, resume_training: bool) -> None:
+        """Warn where a resumed training does not see what was appended since."""
+        self._resuming = resume_training
+        if not resume_training:
+            self._num_split = num_simulations
+        elif self._num_split not in (None, num_simulations):
+            report_unseen(self._num_split, num_simulations)
 
     def _columns(self, starting_round: int) -> tuple[Tensor, ...]:
         """Hook: the columns that follow sbi's three in every batch."""

@@ -31,6 +31,17 @@ def report_missing(scores: Sequence[Tensor]) -> None:
     )
 
 
+def report_unseen(num_before: int, num_now: int) -> None:
+    """Warn of simulations that a resumed training leaves aside, as the host does."""
+    warn(
+        f"resume_training: expected the {num_before} simulations that the training "
+        f"began with, got {num_now}. It goes on with the same rows for training and "
+        "validation; what was appended since is not used. Train without "
+        "resume_training to use it.",
+        UserWarning,
+    )
+
+
 def report_check(check: ScoreCheck, restricted: bool) -> None:
     """Warn of a failed check, and of parameters that the prior does not give.
 

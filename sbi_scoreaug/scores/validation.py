@@ -11,7 +11,7 @@ from sbi_scoreaug.errors import InvalidInputError, InvalidTypeError
 
 
 def validate_score(score: Any, theta: Tensor, name: str = "score") -> Tensor:
-    """Return `score` as float32 after checking its type, shape and content.
+    """Return a float32 copy of `score` after checking its type, shape and content.
 
     Args:
         score: What the user gave, `(num_simulations, dim_theta)`; NaN where unknown.
@@ -33,17 +33,26 @@ def validate_score(score: Any, theta: Tensor, name: str = "score") -> Tensor:
             f"{name}: expected the shape of theta {tuple(theta.shape)} (one row a "
             f"simulation, one column a parameter), got {tuple(score.shape)}."
         )
+    # A copy, as the host makes of theta and x: users may fill a buffer again.
+    score = score.detach().to(torch.float32, copy=True)
     if score.isinf().any():
         raise InvalidInputError(
-            f"{name}: expected finite numbers, got {int(score.isinf().sum())} infinite "
-            "components. Set components that are unknown to NaN: they are left out."
+            f"{name}: expected finite numbers in float32, got "
+            f"{int(score.isinf().sum())} infinite components. Set components that are "
+            "unknown to NaN: they are left out."
         )
     if score.isnan().all():
         raise InvalidInputError(
             f"{name}: expected at least one known component, got NaN throughout. "
             "Leave `score` out to train without scores."
         )
-    return score.detach().to(torch.float32)
+    return score
+
+
+def as_column(values: Any) -> Any:
+    """Return flat values `(batch,)` as a column `(batch, 1)`, others as they are."""
+    flat = isinstance(values, Tensor) and values.ndim == 1
+    return values.unsqueeze(1) if flat else values
 
 
 def validate_dim_theta(theta: Any, prior: Any) -> None:
