@@ -237,6 +237,7 @@ def test_networks(model, prior):
 def test_score_for_all_pairs_is_that_for_pairs(parametrization):
     z, x = torch.randn(50, 2), torch.randn(50, 3)
     net = PosteriorScoreNet(z, x, num_hidden=8, parametrization=parametrization)
+    torch.nn.init.normal_(net.output[1].weight)  # which starts at 0
     m, s = torch.tensor([[0.6]]), torch.tensor([[0.8]])
     features = net.embed(x[:4])
     together = net.all_pairs(z[:5], features, m, s)
@@ -450,3 +451,38 @@ def test_unknown_option_is_refused(trained):
     posterior = trained[1].build_posterior()
     with pytest.raises(InvalidTypeError, match="predictor"):
         posterior.sample((3,), x=torch.zeros(1, 2), predictor="euler", **QUIET)
+
+
+def test_an_untrained_network_is_the_posterior_of_a_linear_gaussian():
+    """Given enough simulations; one that reads the rows in another order is not."""
+    torch.manual_seed(0)
+    z = torch.randn(20_000, 2)
+    x = z @ torch.tensor([[1.0, 0.5], [0.0, 1.0]]) + 0.5 * torch.randn(20_000, 2)
+    slope = torch.tensor([[1.0, 0.5], [0.0, 1.0]])
+    precision = torch.eye(2) + slope @ slope.mT / 0.25
+    wrong = PosteriorScoreNet(z, x[torch.randperm(len(x))], num_hidden=8)
+    for s in (0.05, 0.5, 0.9):
+        m = (1 - s**2) ** 0.5
+        level = torch.tensor([[m]]), torch.tensor([[s]])
+        mean = x[:200] @ slope.mT / 0.25 @ precision.inverse()
+        variance = precision.inverse().diagonal()  # the network's is diagonal
+        z_t = m * z[:200] + s * torch.randn(200, 2)
+        exact = z_t - (z_t - m * mean) / (m**2 * variance + s**2)
+        found, control = (
+            net.pairs(z_t, net.embed(x[:200]), *level)
+            for net in (PosteriorScoreNet(z, x, num_hidden=8), wrong)
+        )
+        assert (found - exact).square().mean() < 0.01 * exact.square().mean()
+        assert (control - exact).square().mean() > 0.3 * exact.square().mean()
+
+
+def test_validation_has_the_same_noise_each_time():
+    prior = MultivariateNormal(torch.zeros(2), torch.eye(2))
+    trainer = make_trainer(prior)
+    estimator = trainer.train(**FAST)
+    theta, x = prior.sample((50,)), torch.randn(50, 2)
+    times = torch.linspace(0.1, 0.9, 50)
+    first, second = (estimator.eval().loss(theta, x, times) for _ in range(2))
+    assert torch.equal(first, second)
+    first, second = (estimator.train().loss(theta, x, times) for _ in range(2))
+    assert not torch.equal(first, second)

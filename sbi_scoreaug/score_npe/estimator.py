@@ -265,7 +265,7 @@ class FactorizedScoreEstimator(VPScoreEstimator):
         score = self.forward(m * z + s * noise, condition, times)
         return (weight * (score - target) ** 2).sum(-1)
 
-    def _random_subsets(self, x: Tensor, draw: torch.Generator | None) -> Tensor:
+    def _random_subsets(self, x: Tensor, draw: torch.Generator | None = None) -> Tensor:
         """Leave 1 to m observations of each row, any number equally often."""
         if self.max_set_size == 1:
             return x

@@ -80,13 +80,14 @@ def least_signal(z: Tensor, x: Tensor) -> Tensor:
     """
     features, z = x.flatten(1).double(), z.double()
     features = torch.cat([features, features.square()], 1)
-    features = features[:, features.std(0) > 1e-8]
     if len(z) < MIN_ROWS * (1 + features.shape[1]):
         features = features[:, :0]
-    features = (features - features.mean(0)) / features.std(0)
+    else:
+        features = features[:, features.std(0) > 1e-8]
+        features = (features - features.mean(0)) / features.std(0)
     design = torch.cat([torch.ones_like(z[:, :1]), features], 1)
     residual = z - design @ torch.linalg.lstsq(design, z).solution
-    covariance = residual.mT @ residual / (len(z) - design.shape[1])
+    covariance = residual.mT @ residual / max(len(z) - design.shape[1], 1)
     return (covariance + 1e-6 * torch.eye(z.shape[1]).to(z)).inverse()
 
 
