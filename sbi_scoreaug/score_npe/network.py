@@ -40,37 +40,12 @@ import math
 import torch
 from torch import Tensor, nn
 
+from sbi_scoreaug.score_npe.layers import ResidualMLP, length_features, linear_fit
+
 MAX_LINEAR_FEATURES = 500
 SLOW = 0.3  # of the output layer
 # In the place of an observation that is missing: finite, since the host refuses NaN.
 MISSING = torch.finfo(torch.float32).max
-
-
-class ResidualMLP(nn.Module):
-    """A linear layer, residual blocks of SiLU layers, and no output layer."""
-
-    def __init__(self, num_inputs: int, num_hidden: int, num_blocks: int) -> None:
-        super().__init__()
-        self.inputs: nn.Module = nn.Linear(num_inputs, num_hidden)
-        self.blocks = nn.ModuleList(
-            nn.Sequential(
-                nn.SiLU(),
-                nn.Linear(num_hidden, num_hidden),
-                nn.SiLU(),
-                nn.Linear(num_hidden, num_hidden),
-            )
-            for _ in range(num_blocks)
-        )
-
-    def forward(self, rows: Tensor) -> Tensor:
-        """Return `(..., num_hidden)` for `(..., num_inputs)`."""
-        return self.residual(self.inputs(rows))
-
-    def residual(self, hidden: Tensor) -> Tensor:
-        """Apply the blocks alone."""
-        for block in self.blocks:
-            hidden = hidden + block(hidden)
-        return hidden
 
 
 class PosteriorScoreNet(nn.Module):
@@ -124,7 +99,7 @@ class PosteriorScoreNet(nn.Module):
             scale = torch.where(scale > 1e-8, scale, 1.0)
             if size <= MAX_LINEAR_FEATURES:
                 sets = ((flat - centre) / scale).reshape(len(z), m, size)
-                fits = [_linear_fit(sets[:, :k].mean(1), z) for k in range(1, m + 1)]
+                fits = [linear_fit(sets[:, :k].mean(1), z) for k in range(1, m + 1)]
                 slope, offset, rho = map(torch.stack, zip(*fits, strict=True))
         self.register_buffer("centre", centre)
         self.register_buffer("scale", scale)
@@ -246,7 +221,7 @@ class PosteriorScoreNet(nn.Module):
         if not self.bounded:
             return self.output(self.head.residual(hidden)) / s + z
         shifted = (z - m * linear) / spread
-        hidden = hidden + self.length_layer(_length_features(shifted))
+        hidden = hidden + self.length_layer(length_features(shifted))
         net = SLOW * self.output(self.head.residual(hidden))
         a, b, c = net.split(self.dim, -1)
         base = (1 + a) * linear - (1 + b) * (1 - rho**2) * m * z
@@ -258,23 +233,3 @@ class PosteriorScoreNet(nn.Module):
         octaves = 2.0 ** torch.arange(self.num_frequencies, device=m.device) / 2
         angles = math.pi * level * octaves
         return torch.cat([angles.sin(), angles.cos()], -1)
-
-
-def _length_features(shifted: Tensor) -> Tensor:
-    """Root mean square `(..., 2)` of rows `(..., dim)`, and its logarithm."""
-    square = (shifted**2).mean(-1, keepdim=True)
-    return torch.cat([(square + 1e-6).sqrt(), (square + 0.01).log()], -1)
-
-
-def _linear_fit(features: Tensor, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Ridge regression of z on standardised features: slope, offset, residual sd."""
-    features, targets = features.double(), z.double()
-    num, size = features.shape
-    offset = targets.mean(0)
-    gram = features.mT @ features / num
-    # One observation in num of ridge: negligible unless there are few simulations.
-    gram = gram + (0.01 + size / num) * 0.1 * torch.eye(size).double()
-    slope = torch.linalg.solve(gram, features.mT @ (targets - offset) / num)
-    residual = targets - offset - features @ slope
-    rho = residual.std(0) * (num / max(num - size, num / 4)) ** 0.5
-    return slope.float(), offset.float(), rho.float()

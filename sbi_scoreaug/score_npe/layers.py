@@ -1,0 +1,51 @@
+"""Parts of the network: residual blocks, and what it is given beside them."""
+
+import torch
+from torch import Tensor, nn
+
+
+class ResidualMLP(nn.Module):
+    """A linear layer, residual blocks of SiLU layers, and no output layer."""
+
+    def __init__(self, num_inputs: int, num_hidden: int, num_blocks: int) -> None:
+        super().__init__()
+        self.inputs: nn.Module = nn.Linear(num_inputs, num_hidden)
+        self.blocks = nn.ModuleList(
+            nn.Sequential(
+                nn.SiLU(),
+                nn.Linear(num_hidden, num_hidden),
+                nn.SiLU(),
+                nn.Linear(num_hidden, num_hidden),
+            )
+            for _ in range(num_blocks)
+        )
+
+    def forward(self, rows: Tensor) -> Tensor:
+        """Return `(..., num_hidden)` for `(..., num_inputs)`."""
+        return self.residual(self.inputs(rows))
+
+    def residual(self, hidden: Tensor) -> Tensor:
+        """Apply the blocks alone."""
+        for block in self.blocks:
+            hidden = hidden + block(hidden)
+        return hidden
+
+
+def length_features(shifted: Tensor) -> Tensor:
+    """Root mean square `(..., 2)` of rows `(..., dim)`, and its logarithm."""
+    square = (shifted**2).mean(-1, keepdim=True)
+    return torch.cat([(square + 1e-6).sqrt(), (square + 0.01).log()], -1)
+
+
+def linear_fit(features: Tensor, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Ridge regression of z on standardised features: slope, offset, residual sd."""
+    features, targets = features.double(), z.double()
+    num, size = features.shape
+    offset = targets.mean(0)
+    gram = features.mT @ features / num
+    # One observation in num of ridge: negligible unless there are few simulations.
+    gram = gram + (0.01 + size / num) * 0.1 * torch.eye(size).double()
+    slope = torch.linalg.solve(gram, features.mT @ (targets - offset) / num)
+    residual = targets - offset - features @ slope
+    rho = residual.std(0) * (num / max(num - size, num / 4)) ** 0.5
+    return slope.float(), offset.float(), rho.float()
