@@ -98,7 +98,9 @@ def test_training_sees_every_size():
     trainer = ScoreNPE(simulator.prior, num_hidden=8, max_set_size=4, **QUIET)
     trainer.append_simulations(*simulate_sets(simulator, 200, 4))
     estimator = trainer.train(num_steps=10)
-    subsets = estimator._random_subsets(torch.zeros(4000, 4, 2))
+    subsets = estimator._random_subsets(
+        torch.zeros(4000, 4, 2), None, torch.arange(4000)
+    )
     sizes = (subsets < MISSING).all(-1).sum(1).bincount(minlength=5)
     assert sizes[0] == 0 and (sizes[1:] > 850).all() and (sizes[1:] < 1150).all()
     kept = (subsets < MISSING).all(-1).double().mean(0)

@@ -484,5 +484,8 @@ def test_validation_has_the_same_noise_each_time():
     times = torch.linspace(0.1, 0.9, 50)
     first, second = (estimator.eval().loss(theta, x, times) for _ in range(2))
     assert torch.equal(first, second)
+    order = torch.randperm(50)
+    shuffled = estimator.loss(theta[order], x[order], times[order])
+    torch.testing.assert_close(shuffled, first[order])
     first, second = (estimator.train().loss(theta, x, times) for _ in range(2))
     assert not torch.equal(first, second)

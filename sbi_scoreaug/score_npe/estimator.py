@@ -241,20 +241,23 @@ class FactorizedScoreEstimator(VPScoreEstimator):
             input: theta `(batch, dim)`.
             condition: x `(batch, *condition_shape)`.
             times: `(batch,)`; None to draw them. The noise is drawn anew in training;
-                in validation it is the same at each epoch, so that epochs are not
-                chosen by their luck.
+                in validation it is the same at each epoch, in whatever order the rows
+                come, so that epochs are not chosen by their luck.
             kwargs: Of the host's loss, for a network of the host.
         """
         net, scores = self.net, self.batch_scores
         own = net if isinstance(net, PosteriorScoreNet) else None
         if own is None and scores is None:
             return net.loss(self.to_z(input), condition, times, **kwargs)  # type: ignore[operator]
-        draw = None if self.training else torch.Generator(input.device).manual_seed(0)
-        z, condition = self.to_z(input), self._random_subsets(condition, draw)
+        draw, rank = None, torch.arange(len(input), device=input.device)
+        if not self.training:
+            draw = torch.Generator(input.device).manual_seed(0)
+            rank = input[:, 0].argsort(stable=True).argsort()
+        z, condition = self.to_z(input), self._random_subsets(condition, draw, rank)
         times = self.train_schedule(len(z)) if times is None else times
         times = times.to(z.device)
         m, s = self.mean_t_fn(times), self.std_fn(times)
-        noise = torch.randn(z.shape, generator=draw, device=z.device).to(z)
+        noise = torch.randn(z.shape, generator=draw, device=z.device)[rank].to(z)
         target, weight = -noise / s, own.loss_weight(m, s) if own else s**2
         if scores is not None:
             mixed_target, g, known = scores
@@ -265,13 +268,15 @@ class FactorizedScoreEstimator(VPScoreEstimator):
         score = self.forward(m * z + s * noise, condition, times)
         return (weight * (score - target) ** 2).sum(-1)
 
-    def _random_subsets(self, x: Tensor, draw: torch.Generator | None = None) -> Tensor:
+    def _random_subsets(
+        self, x: Tensor, draw: torch.Generator | None, rank: Tensor
+    ) -> Tensor:
         """Leave 1 to m observations of each row, any number equally often."""
         if self.max_set_size == 1:
             return x
         options: dict[str, Any] = {"generator": draw, "device": x.device}
-        order = torch.rand(x.shape[:2], **options).argsort(1)
-        size = torch.randint(1, x.shape[1] + 1, (len(x), 1), **options)
+        order = torch.rand(x.shape[:2], **options)[rank].argsort(1)
+        size = torch.randint(1, x.shape[1] + 1, (len(x), 1), **options)[rank]
         absent = (order >= size).reshape(*order.shape, *[1] * (x.ndim - 2))
         return x.masked_fill(absent, MISSING)
 
