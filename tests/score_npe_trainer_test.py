@@ -489,3 +489,17 @@ def test_validation_has_the_same_noise_each_time():
     torch.testing.assert_close(shuffled, first[order])
     first, second = (estimator.train().loss(theta, x, times) for _ in range(2))
     assert not torch.equal(first, second)
+
+
+@pytest.mark.parametrize("given, expected", [({}, 400), ({"stop_after_epochs": 7}, 7)])
+def test_patience_is_counted_in_steps(given, expected, monkeypatch):
+    """300 simulations are one batch of 200 an epoch."""
+    seen = {}
+
+    def converged(self, epoch, stop_after_epochs):
+        seen["patience"] = stop_after_epochs
+        return epoch > 1
+
+    monkeypatch.setattr(ScoreNPE, "_converged", converged)
+    make_trainer().train(**given)
+    assert seen["patience"] == expected

@@ -184,7 +184,8 @@ class ScoreNPE(AveragedTraining, MixedTargetTraining, NPSE):
             num_steps: Optimiser steps over which the learning rate falls, rounded up to
                 epochs. Training ends there, or earlier by the host's rules.
             ema_decay: Decay of the average of weights, in [0, 1); 0 for none.
-            kwargs: As in the host.
+            kwargs: As in the host, but for `stop_after_epochs`: 20, or as many as make
+                400 steps where simulations are few.
 
         Returns:
             The trained estimator, with averaged weights.
