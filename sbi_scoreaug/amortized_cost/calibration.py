@@ -34,6 +34,18 @@ class BetaCalibration:
         solved: Whether the rule has a solution on the ladder; if not, `beta` is the
             nearer end of it.
         warnings: Why the value is doubtful.
+
+    Example:
+        >>> from sbi_scoreaug import AmortizedCostEstimator
+        >>> from sbi_scoreaug.simulators import TwoMoons
+        >>> problem = TwoMoons()
+        >>> theta = problem.prior.sample((300,))
+        >>> trainer = AmortizedCostEstimator(problem.prior, show_progress_bars=False)
+        >>> trainer = trainer.append_simulations(theta, problem(theta))
+        >>> _ = trainer.train(max_num_epochs=2)
+        >>> calibration = trainer.calibrate_beta("ml")
+        >>> calibration.method, len(calibration.betas) == len(calibration.coverage)
+        ('ml', True)
     """
 
     beta: float

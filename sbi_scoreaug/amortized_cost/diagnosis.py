@@ -61,6 +61,18 @@ class CostDiagnosis:
             uniform from 1 / (num_simulations + 1) to 1 where the model is right.
         familiar: Whether `x_o` lies among the training targets.
         num_simulations: Held-out simulations behind R^2 and `largest_beta`.
+
+    Example:
+        >>> from sbi_scoreaug import AmortizedCostEstimator
+        >>> from sbi_scoreaug.simulators import TwoMoons
+        >>> problem = TwoMoons()
+        >>> theta = problem.prior.sample((300,))
+        >>> x = problem(theta)
+        >>> trainer = AmortizedCostEstimator(problem.prior, show_progress_bars=False)
+        >>> _ = trainer.append_simulations(theta, x).train(max_num_epochs=2)
+        >>> diagnosis = trainer.diagnose(x[:1], beta=1.0)
+        >>> 0 < diagnosis.p_value <= 1, diagnosis.familiar
+        (True, True)
     """
 
     r_squared: float

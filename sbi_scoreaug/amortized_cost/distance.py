@@ -31,7 +31,17 @@ from sbi_scoreaug.errors import InvalidTypeError
 
 
 class Distance(nn.Module, ABC):
-    """A distance on batches; see the module's docstring for its attributes."""
+    """A distance on batches; see the module's docstring for its attributes.
+
+    Example:
+        >>> import torch
+        >>> class Chebyshev(Distance):
+        ...     def forward(self, x, x_t):
+        ...         return (x - x_t).abs().amax(1)
+        >>> distance = Chebyshev().fit(torch.randn(50, 2))
+        >>> distance(torch.zeros(1, 2), torch.tensor([[3.0, -4.0]]))
+        tensor([4.])
+    """
 
     on_sets: bool = False
     lower_bound: float = 0.0
@@ -58,6 +68,12 @@ class CallableDistance(Distance):
         on_sets: Whether events are sets of trials, with NaN rows for missing ones.
         lower_bound: The least value that it can take, minus infinity if unknown.
         differentiable: Whether it has useful gradients in x.
+
+    Example:
+        >>> import torch
+        >>> distance = CallableDistance(lambda x, x_t: (x - x_t).abs().amax(1))
+        >>> distance(torch.zeros(1, 2), torch.tensor([[3.0, -4.0]]))
+        tensor([4.])
     """
 
     def __init__(

@@ -77,6 +77,16 @@ class CostEstimator(ExpectedCost):
 
     Attributes:
         control: The head of exact scores, while training with them.
+
+    Example:
+        >>> import torch
+        >>> from sbi_scoreaug.amortized_cost import CostNet
+        >>> from sbi_scoreaug.amortized_cost.distance import CallableDistance
+        >>> distance = CallableDistance(lambda x, x_t: (x - x_t).abs().amax(1))
+        >>> theta, x = torch.randn(50, 2), torch.randn(50, 3)
+        >>> net = CostNet(theta, x, distance)
+        >>> isinstance(net, CostEstimator), net(theta, x).shape
+        (True, torch.Size([50]))
     """
 
     control: ControlVariate | None

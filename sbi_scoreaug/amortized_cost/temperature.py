@@ -80,6 +80,18 @@ def calibrate_beta(
 
     Raises:
         InvalidInputError: An option out of range, or fewer than five simulations.
+
+    Example:
+        >>> import torch
+        >>> from sbi_scoreaug.amortized_cost import CostNet
+        >>> from sbi_scoreaug.amortized_cost.point_distances import QuadraticDistance
+        >>> from sbi_scoreaug.simulators import TwoMoons
+        >>> problem = TwoMoons()
+        >>> theta = problem.prior.sample((60,))
+        >>> x = problem(theta)
+        >>> net = CostNet(theta[:50], x[:50], QuadraticDistance())  # not trained
+        >>> calibrate_beta(net, problem.prior, theta[50:], x[50:], "ess").beta > 0
+        True
     """
     if method not in METHODS:
         raise InvalidInputError(f"method: expected one of {METHODS}, got {method!r}.")
