@@ -32,7 +32,7 @@ class ResidualMLP(nn.Module):
 
 
 def length_features(shifted: Tensor) -> Tensor:
-    """Root mean square `(..., 2)` of rows `(..., dim)`, and its logarithm."""
+    """Root mean square of rows `(..., dim)` and the logarithm of its square."""
     square = (shifted**2).mean(-1, keepdim=True)
     return torch.cat([(square + 1e-6).sqrt(), (square + 0.01).log()], -1)
 

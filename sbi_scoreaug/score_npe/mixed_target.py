@@ -35,8 +35,8 @@ variance with
 
 taken along the eigenvectors of J, p the diagonal of V' P V. phi = 1 is the W above.
 With phi < 1 the denoising score keeps a weight of its own at small s too, until the
-variance of e outgrows P / phi there. N = 0 gives the W of exact scores. Chosen on seeds
-101 and up: phi = .1; .01 is worse.
+variance of e outgrows P / phi there. N = 0 gives the W of exact scores. phi = .1
+was chosen on seeds 101 to 104; of the others .01 and .4 were tried on one seed each.
 
 P is unknown, but not below the precision of z in a regression on features of x,
 

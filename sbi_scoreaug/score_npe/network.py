@@ -14,8 +14,8 @@ N(xhat, rho^2) has, diffused, the score -(z - m xhat) / r^2, which is bounded wi
 
     net = ((1 + a) xhat - (1 + b) (1 - rho^2) m z) / r + c
 
-at a = b = c = 0. There training starts: the output layer is 0, and counts for a third,
-so that it leaves slowly. a, b and c are functions of z, x and time. Scores that are
+at a = b = c = 0. There training starts: the output layer is 0, and is multiplied by .3,
+so that training leaves slowly. a, b and c are functions of z, x and time. Scores that are
 linear in pieces, as of mixtures of Gaussians, are learned from few simulations: what
 changes between the pieces is a factor.
 
@@ -23,7 +23,8 @@ changes between the pieces is a factor.
 their sum. As in the paper three embeddings meet; here they meet by addition, a linear
 layer of their concatenation, so that each is computed once for all pairs of a particle
 and an observation. theta enters also as (z - m xhat) / sqrt(m^2 rho^2 + s^2), with xhat
-the linear prediction: it is of order one at every level. Bounded, so does its length.
+the linear prediction: it is of order one at every level. Bounded, so do its root mean
+square over parameters and the logarithm of its square.
 
 *Sets* of up to m observations: the residual MLP for x is averaged over those that are
 there, and a residual MLP of the average and of the set's size is added (a deep set).
