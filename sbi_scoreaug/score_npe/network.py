@@ -15,9 +15,9 @@ N(xhat, rho^2) has, diffused, the score -(z - m xhat) / r^2, which is bounded wi
     net = ((1 + a) xhat - (1 + b) (1 - rho^2) m z) / r + c
 
 at a = b = c = 0. There training starts: the output layer is 0, and is multiplied by .3,
-so that training leaves slowly. a, b and c are functions of z, x and time. Scores that are
-linear in pieces, as of mixtures of Gaussians, are learned from few simulations: what
-changes between the pieces is a factor.
+so that training leaves slowly. a, b and c are functions of z, x and time. Scores that
+are linear in pieces, as of mixtures of Gaussians, are learned from few simulations:
+what changes between the pieces is a factor.
 
 *Shape.* Residual MLPs for theta and for x, sinusoids of time, and a residual MLP on
 their sum. As in the paper three embeddings meet; here they meet by addition, a linear
