@@ -31,10 +31,31 @@ class ResidualMLP(nn.Module):
         return hidden
 
 
-def length_features(shifted: Tensor) -> Tensor:
-    """Root mean square of rows `(..., dim)` and the logarithm of its square."""
-    square = (shifted**2).mean(-1, keepdim=True)
-    return torch.cat([(square + 1e-6).sqrt(), (square + 0.01).log()], -1)
+def quadratic_features(
+    z: Tensor, xhat: Tensor, rho: Tensor, m: Tensor, s: Tensor
+) -> Tensor:
+    """The quadratic forms in z and xhat that decide between Gaussians.
+
+    Args:
+        z: `(..., dim)`.
+        xhat: The linear prediction, `(..., dim)`.
+        rho: Its residual standard deviation `(..., dim)`.
+        m: `(..., 1)`.
+        s: `(..., 1)`.
+
+    Returns:
+        `(..., 6)`: of the residual, relative to its spread and to that of a posterior
+        7 times as narrow, the root mean square over parameters and the logarithm of its
+        square; z'xhat relative to the spread and the root mean square of xhat.
+    """
+    residual, features = z - m * xhat, []
+    for narrow in (1, 50):
+        spread = m**2 * rho**2 / narrow + s**2
+        square = (residual**2 / spread).mean(-1, keepdim=True)
+        features += [(square + 1e-6).sqrt(), (square + 0.01).log()]
+    product = z * xhat / (m**2 * rho**2 + s**2).sqrt()
+    length = (xhat**2).mean(-1, keepdim=True).sqrt().expand_as(square)
+    return torch.cat([*features, product.mean(-1, keepdim=True), length], -1)
 
 
 def linear_fit(features: Tensor, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -12,19 +12,21 @@ which the posterior can vary. Bounded, the error of the score stays bounded as s
 *From the linear Gaussian on.* With the regression's prediction xhat, the posterior
 N(xhat, rho^2) has, diffused, the score -(z - m xhat) / r^2, which is bounded with
 
-    net = ((1 + a) xhat - (1 + b) (1 - rho^2) m z) / r + c
+    net = e^g ((1 + a) xhat - (1 + b) (1 - rho^2) m z) / r + c
 
-at a = b = c = 0. There training starts: the output layer is 0, and is multiplied by .3,
-so that training leaves slowly. a, b and c are functions of z, x and time. Scores that
-are linear in pieces, as of mixtures of Gaussians, are learned from few simulations:
-what changes between the pieces is a factor.
+at a = b = c = g = 0. There training starts: the output layer is 0, and is multiplied by
+.3, so that training leaves slowly. a, b, c and the number g are functions of z, x and
+time. Scores that are linear in pieces, as of mixtures of Gaussians, are learned from
+few simulations: what changes between the pieces is a factor. Where a posterior mixes
+narrow and wide, that is a precision: e^g, one for all parameters.
 
 *Shape.* Residual MLPs for theta and for x, sinusoids of time, and a residual MLP on
 their sum. As in the paper three embeddings meet; here they meet by addition, a linear
 layer of their concatenation, so that each is computed once for all pairs of a particle
 and an observation. theta enters also as (z - m xhat) / sqrt(m^2 rho^2 + s^2), with xhat
-the linear prediction: it is of order one at every level. Bounded, so do its root mean
-square over parameters and the logarithm of its square.
+the linear prediction: it is of order one at every level. Bounded, so do the quadratic
+forms that decide between Gaussians: the length of that, the same where rho is 7 times
+smaller, z'xhat and the length of xhat (`quadratic_features`).
 
 *Sets* of up to m observations: the residual MLP for x is averaged over those that are
 there, and a residual MLP of the average and of the set's size is added (a deep set).
@@ -41,10 +43,11 @@ import math
 import torch
 from torch import Tensor, nn
 
-from sbi_scoreaug.score_npe.layers import ResidualMLP, length_features, linear_fit
+from sbi_scoreaug.score_npe.layers import ResidualMLP, linear_fit, quadratic_features
 
 MAX_LINEAR_FEATURES = 500
 SLOW = 0.3  # of the output layer
+LARGEST_FACTOR = 100.0  # e^g
 # In the place of an observation that is missing: finite, since the host refuses NaN.
 MISSING = torch.finfo(torch.float32).max
 
@@ -114,12 +117,12 @@ class PosteriorScoreNet(nn.Module):
         self.shifted_layer = nn.Linear(dim, num_hidden, bias=False)
         self.head = ResidualMLP(num_hidden, num_hidden, num_blocks)
         self.head.inputs = nn.Identity()  # sbi's ODE refuses layers that are not used
-        num_outputs = 3 * dim if self.bounded else dim
+        num_outputs = 3 * dim + 1 if self.bounded else dim
         self.output = nn.Sequential(nn.SiLU(), nn.Linear(num_hidden, num_outputs))
         for parameter in self.output.parameters():
             nn.init.zeros_(parameter)
         if self.bounded:
-            self.length_layer = nn.Linear(2, num_hidden, bias=False)
+            self.quadratic_layer = nn.Linear(6, num_hidden, bias=False)
         if m > 1:
             self.set_net = ResidualMLP(num_hidden + 2, num_hidden, 1)
 
@@ -221,12 +224,13 @@ class PosteriorScoreNet(nn.Module):
         hidden = particle + self.shifted_layer(z / spread) + hidden
         if not self.bounded:
             return self.output(self.head.residual(hidden)) / s + z
-        shifted = (z - m * linear) / spread
-        hidden = hidden + self.length_layer(length_features(shifted))
+        forms = quadratic_features(z, linear, rho, m, s)
+        hidden = hidden + self.quadratic_layer(forms)
         net = SLOW * self.output(self.head.residual(hidden))
-        a, b, c = net.split(self.dim, -1)
+        a, b, c, g = net.split([self.dim] * 3 + [1], -1)
+        factor = g.clamp(max=math.log(LARGEST_FACTOR)).exp()
         base = (1 + a) * linear - (1 + b) * (1 - rho**2) * m * z
-        return m / spread * (base / spread + c)
+        return m / spread * (factor * base / spread + c)
 
     def _time_features(self, m: Tensor, s: Tensor) -> Tensor:
         """Sinusoids of log (s/m), which runs from about -4 to 3."""
