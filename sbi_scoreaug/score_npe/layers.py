@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor, nn
 
+LARGEST = 4.0  # of a logarithm or a relative change
+
 
 class ResidualMLP(nn.Module):
     """A linear layer, residual blocks of SiLU layers, and no output layer."""
@@ -29,6 +31,12 @@ class ResidualMLP(nn.Module):
         for block in self.blocks:
             hidden = hidden + block(hidden)
         return hidden
+
+
+def bounded(values: Tensor, limit: Tensor | float = LARGEST) -> Tensor:
+    """Bend values smoothly to less than the limit and `LARGEST` in size."""
+    limit = torch.as_tensor(limit).clamp(1e-6, LARGEST)
+    return limit * (values / limit).tanh()
 
 
 def quadratic_features(

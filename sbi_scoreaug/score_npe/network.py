@@ -20,6 +20,10 @@ time. Scores that are linear in pieces, as of mixtures of Gaussians, are learned
 few simulations: what changes between the pieces is a factor. Where a posterior mixes
 narrow and wide, that is a precision: e^g, one for all parameters.
 
+The Jacobian of a diffused score is at least -1 / s^2, since (m / s^2)^2 Cov(z_0|z_t) -
+1 / s^2 is. Factors are bounded by that, |g| < 2 log(r/s) and (1 + b)(1 - rho^2) < 1,
+so that the ODE of `log_prob` does not run away where no simulation has been.
+
 *Shape.* Residual MLPs for theta and for x, sinusoids of time, and a residual MLP on
 their sum. As in the paper three embeddings meet; here they meet by addition, a linear
 layer of their concatenation, so that each is computed once for all pairs of a particle
@@ -43,11 +47,15 @@ import math
 import torch
 from torch import Tensor, nn
 
-from sbi_scoreaug.score_npe.layers import ResidualMLP, linear_fit, quadratic_features
+from sbi_scoreaug.score_npe.layers import (
+    ResidualMLP,
+    bounded,
+    linear_fit,
+    quadratic_features,
+)
 
 MAX_LINEAR_FEATURES = 500
 SLOW = 0.3  # of the output layer
-LARGEST_FACTOR = 100.0  # e^g
 # In the place of an observation that is missing: finite, since the host refuses NaN.
 MISSING = torch.finfo(torch.float32).max
 
@@ -228,8 +236,10 @@ class PosteriorScoreNet(nn.Module):
         hidden = hidden + self.quadratic_layer(forms)
         net = SLOW * self.output(self.head.residual(hidden))
         a, b, c, g = net.split([self.dim] * 3 + [1], -1)
-        factor = g.clamp(max=math.log(LARGEST_FACTOR)).exp()
-        base = (1 + a) * linear - (1 + b) * (1 - rho**2) * m * z
+        factor = bounded(g, 2 * (spread / s).log()).exp()
+        explained = (1 - rho**2).clamp(min=1e-3)
+        slope = explained * (1 + bounded(b, 1 / explained - 1))
+        base = (1 + bounded(a)) * linear - slope * m * z
         return m / spread * (factor * base / spread + c)
 
     def _time_features(self, m: Tensor, s: Tensor) -> Tensor:
