@@ -52,8 +52,8 @@ class Share(NamedTuple):
 METHODS: dict[str, Share] = {
     "ScoreNPE": Share(),
     "NPE on sets": Share(),
-    "NPSE fnpe": Share((2, 8, 1), sets=3),
-    "NPSE gauss": Share((2, 8), sets=3),
+    "NPSE fnpe": Share((2, 8, 1), sets=10),
+    "NPSE gauss": Share((2, 8), sets=10),
     "NPSE auto_gauss": Share((2, 8), sets=2),
     "NPSE jac_gauss": Share((2,), sets=1),
     "ScoreNPE, polish": Share((2, 8, 32), sets=10),
