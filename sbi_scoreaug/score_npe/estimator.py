@@ -9,12 +9,7 @@ log (s/m): its minimiser is grad log p_t(z_t|x). The weight w makes the variance
 target about the same at all levels (`PosteriorScoreNet.loss_weight`). With exact scores
 the target is another, of the same mean (`mixed_target`).
 
-*Centring.* Averaged over x at a given z_t the true score is the prior's, -z_t, so the
-excess (score + z_t) is 0. A systematic error of the network is not, and n observations
-add it n times. Its regression on z_t over simulated pairs, the anchors, is therefore
-subtracted from the scores of sets (`centre`). That regression has the noise of the true
-excess: x varies at a given z_t. With exact scores it is had with far less, as that of
-the network's error, the score less the mixed target of the same pair.
+The scores of sets are centred (`centring`).
 
 *Sets.* A network for sets of up to m observations takes `(m, *shape_x)`, with places
 that may be empty. In training each row is cut to a random size; for sampling `group`
@@ -37,13 +32,14 @@ import torch
 from torch import Tensor, nn
 
 from sbi_scoreaug._host import VPScoreEstimator
+from sbi_scoreaug.score_npe.centring import CentredScores
 from sbi_scoreaug.score_npe.coordinates import NormalCoordinates
 from sbi_scoreaug.score_npe.mixed_target import MixedTarget
 from sbi_scoreaug.score_npe.network import MISSING, PosteriorScoreNet
 from sbi_scoreaug.score_npe.schedule import VPSchedule
 
 
-class FactorizedScoreEstimator(VPScoreEstimator):
+class FactorizedScoreEstimator(CentredScores, VPScoreEstimator):
     """Posterior score of one observation, ready to be composed for sets.
 
     Args:
@@ -54,13 +50,10 @@ class FactorizedScoreEstimator(VPScoreEstimator):
 
     Attributes:
         trained_with_scores: Whether the loss has seen exact scores, a boolean tensor.
-        anchor_values, anchor_vectors: Of the mixed target, where scores are known.
     """
 
     trained_with_scores: Tensor
     coordinates: NormalCoordinates
-    anchor_values: Any
-    anchor_vectors: Any
     batch_scores: tuple[MixedTarget, Tensor, Tensor] | None = None  # of `loss`
 
     def __init__(
@@ -76,12 +69,8 @@ class FactorizedScoreEstimator(VPScoreEstimator):
         super().__init__(net, torch.Size([dim]), condition_shape, **rates)  # type: ignore[arg-type]
         self._embedding_net = getattr(net, "embedding_net", None) or nn.Identity()
         self.coordinates = coordinates
-        self.register_buffer("anchor_z", None, persistent=False)
-        self.register_buffer("anchor_features", None, persistent=False)
-        for name in ("anchor_g", "anchor_values", "anchor_vectors"):
-            self.register_buffer(name, None, persistent=False)
+        self._register_anchors()
         self.register_buffer("trained_with_scores", torch.tensor(False))
-        self._centre: tuple[float, Tensor] | None = None
         self.register_buffer("_compose_standardization", torch.tensor(True))
 
     @property
@@ -148,62 +137,6 @@ class FactorizedScoreEstimator(VPScoreEstimator):
     def embed(self, x: Tensor) -> Tensor:
         """Return what `set_score` takes of `(n, *condition_shape)`: once a call."""
         return self.net.embed(x) if isinstance(self.net, PosteriorScoreNet) else x
-
-    @torch.no_grad()
-    def set_anchors(
-        self,
-        theta: Tensor | None,
-        x: Tensor,
-        scores: tuple[MixedTarget, Tensor] | None = None,
-    ) -> None:
-        """Keep simulated pairs to centre scores with; after training.
-
-        Without scores the pairs have to be all that the prior and the simulator gave:
-        where failed simulations are left out, the excess is not 0 on average over x,
-        but the gradient of log P(success|theta), which belongs to the posterior.
-
-        Args:
-            theta: `(batch, dim)`; None not to centre.
-            x: `(batch, *condition_shape)`, simulated at theta.
-            scores: The mixed target and posterior scores g `(batch, dim)`, if known.
-        """
-        self.anchor_z = None if theta is None else self.to_z(theta)
-        self.anchor_g = self.anchor_values = self.anchor_vectors = None
-        if scores is not None:
-            target, self.anchor_g = scores
-            self.anchor_values = target.eigenvalues
-            self.anchor_vectors = target.eigenvectors
-        rows = x.split(1000)
-        self.anchor_features = torch.cat([self.eval().embed(part) for part in rows])
-        self._centre = None
-
-    @torch.no_grad()
-    def centre(self, t: float) -> Tensor | None:
-        """Return what the network's error is on average, `(1 + dim, dim)`.
-
-        Regression of the excess, with scores of the error, on (1, z_t) over the
-        anchors, with fixed noise; None without them.
-        """
-        if self.anchor_z is None or not isinstance(self.net, PosteriorScoreNet):
-            return None
-        if self._centre is None or self._centre[0] != t:
-            z, device = self.anchor_z, self.anchor_z.device
-            noise = torch.randn(z.shape, generator=torch.Generator().manual_seed(0))
-            time = torch.tensor([t], dtype=z.dtype, device=device)
-            m, s = self.mean_t_fn(time), self.std_fn(time)
-            z_t = m * z + s * noise.to(z)
-            error = self.net.pairs(z_t, self.anchor_features, m, s)
-            if self.anchor_g is not None:
-                mix = MixedTarget(self.anchor_values, self.anchor_vectors)
-                known = torch.ones_like(z[:, 0]).bool()
-                target = mix(self.anchor_g, known, noise.to(z), m, s)
-                error = error - (target + z_t)
-            design = torch.cat([torch.ones_like(z_t[:, :1]), z_t], -1).double()
-            gram = design.mT @ design
-            gram += 1e-3 * len(z) * torch.eye(len(gram)).to(gram)
-            fit = torch.linalg.solve(gram, design.mT @ error.double())
-            self._centre = t, fit.to(z.dtype)
-        return self._centre[1]
 
     @torch.no_grad()
     def set_score(self, z: Tensor, t: float, embedded: Tensor) -> Tensor:

@@ -1,0 +1,105 @@
+r"""The average error of a network, taken off before scores are added.
+
+Averaged over x at a given z_t the true score is the prior's, -z_t, so the excess
+(score + z_t) is 0. A systematic error of the network is not, and n observations add it
+n times. Its regression on z_t over simulated pairs, the anchors, is therefore
+subtracted from the scores of sets. That regression has the noise of the true excess: x
+varies at a given z_t. With exact scores it is had with far less, as that of the
+network's error, the score less the mixed target of the same pair.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sbi_scoreaug._host import VPScoreEstimator
+from sbi_scoreaug.score_npe.mixed_target import MixedTarget
+from sbi_scoreaug.score_npe.network import PosteriorScoreNet
+
+
+class CentredScores(VPScoreEstimator):
+    """Mixin of a score estimator with `to_z` and `embed`: anchors, and `centre`.
+
+    Attributes:
+        anchor_z: Coordinates of simulated parameters `(num_anchors, dim)`, or None.
+        anchor_features: What the network makes of their x.
+        anchor_g: Their posterior scores `(num_anchors, dim)`, if known; then
+        anchor_values, anchor_vectors: of the mixed target.
+    """
+
+    anchor_z: Any
+    anchor_features: Any
+    anchor_g: Any
+    anchor_values: Any
+    anchor_vectors: Any
+    _centre: tuple[float, Tensor] | None
+
+    def to_z(self, theta: Tensor) -> Tensor:
+        """Return coordinates `(..., dim)` in which the prior is N(0, I)."""
+        raise NotImplementedError
+
+    def embed(self, x: Tensor) -> Tensor:
+        """Return what the network makes of `(n, *condition_shape)`."""
+        raise NotImplementedError
+
+    def _register_anchors(self) -> None:
+        for name in ("z", "features", "g", "values", "vectors"):
+            self.register_buffer(f"anchor_{name}", None, persistent=False)
+        self._centre = None
+
+    @torch.no_grad()
+    def set_anchors(
+        self,
+        theta: Tensor | None,
+        x: Tensor,
+        scores: tuple[MixedTarget, Tensor] | None = None,
+    ) -> None:
+        """Keep simulated pairs to centre scores with; after training.
+
+        Without scores the pairs have to be all that the prior and the simulator gave:
+        where failed simulations are left out, the excess is not 0 on average over x,
+        but the gradient of log P(success|theta), which belongs to the posterior.
+
+        Args:
+            theta: `(batch, dim)`; None not to centre.
+            x: `(batch, *condition_shape)`, simulated at theta.
+            scores: The mixed target and posterior scores g `(batch, dim)`, if known.
+        """
+        self.anchor_z = None if theta is None else self.to_z(theta)
+        self.anchor_g = self.anchor_values = self.anchor_vectors = None
+        if scores is not None:
+            target, self.anchor_g = scores
+            self.anchor_values = target.eigenvalues
+            self.anchor_vectors = target.eigenvectors
+        rows = x.split(1000)
+        self.anchor_features = torch.cat([self.eval().embed(part) for part in rows])
+        self._centre = None
+
+    @torch.no_grad()
+    def centre(self, t: float) -> Tensor | None:
+        """Return what the network's error is on average, `(1 + dim, dim)`.
+
+        Regression of the excess, with scores of the error, on (1, z_t) over the
+        anchors, with fixed noise; None without them.
+        """
+        if self.anchor_z is None or not isinstance(self.net, PosteriorScoreNet):
+            return None
+        if self._centre is None or self._centre[0] != t:
+            z, device = self.anchor_z, self.anchor_z.device
+            noise = torch.randn(z.shape, generator=torch.Generator().manual_seed(0))
+            time = torch.tensor([t], dtype=z.dtype, device=device)
+            m, s = self.mean_t_fn(time), self.std_fn(time)
+            z_t = m * z + s * noise.to(z)
+            error = self.net.pairs(z_t, self.anchor_features, m, s)
+            if self.anchor_g is not None:
+                mix = MixedTarget(self.anchor_values, self.anchor_vectors)
+                known = torch.ones_like(z[:, 0]).bool()
+                target = mix(self.anchor_g, known, noise.to(z), m, s)
+                error = error - (target + z_t)
+            design = torch.cat([torch.ones_like(z_t[:, :1]), z_t], -1).double()
+            gram = design.mT @ design
+            gram += 1e-3 * len(z) * torch.eye(len(gram)).to(gram)
+            fit = torch.linalg.solve(gram, design.mT @ error.double())
+            self._centre = t, fit.to(z.dtype)
+        return self._centre[1]
