@@ -247,6 +247,14 @@ def test_score_for_all_pairs_is_that_for_pairs(parametrization):
     assert not torch.allclose(together[:, 0], together[:, 1])
 
 
+def test_a_printed_posterior_names_its_sampler():
+    trainer = make_trainer()
+    trainer.train(**FAST)
+    for name in ("auto", "gauss"):
+        posterior = trainer.build_posterior(sample_with=name)
+        assert f"{name!r}" in repr(posterior) and f"{name!r}" in str(posterior)
+
+
 def test_images_through_an_embedding_net():
     prior = MultivariateNormal(torch.zeros(2), torch.eye(2))
     theta = prior.sample((200,))

@@ -82,6 +82,16 @@ class FactorizedPosterior(SetDensities):
         self.diagnostics: list[SamplerDiagnostics] = []
         self._use_own_potential()
 
+    def __repr__(self) -> str:
+        return f"{super().__repr__()} with sampler {self.sample_with!r}"
+
+    def __str__(self) -> str:
+        return (
+            f"Posterior p(θ|x_1..x_n) of type {type(self).__name__}. It composes the "
+            "scores of any number of observations, and samples with "
+            f"{self.sample_with!r}."
+        )
+
     def sample(  # type: ignore[override]
         self,
         sample_shape: torch.Size | tuple[int, ...] = torch.Size(),  # noqa: B008
