@@ -19,7 +19,7 @@ from sbi_scoreaug.score_npe.network import PosteriorScoreNet
 
 
 class CentredScores(VPScoreEstimator):
-    """Mixin of a score estimator with `to_z` and `embed`: anchors, and `centre`.
+    """sbi's score estimator with anchors and `centre`; its heirs have the coordinates.
 
     Attributes:
         anchor_z: Coordinates of simulated parameters `(num_anchors, dim)`, or None.

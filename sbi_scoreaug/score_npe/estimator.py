@@ -39,7 +39,7 @@ from sbi_scoreaug.score_npe.network import MISSING, PosteriorScoreNet
 from sbi_scoreaug.score_npe.schedule import VPSchedule
 
 
-class FactorizedScoreEstimator(CentredScores, VPScoreEstimator):
+class FactorizedScoreEstimator(CentredScores):
     """Posterior score of one observation, ready to be composed for sets.
 
     Args:

@@ -21,8 +21,8 @@ few simulations: what changes between the pieces is a factor. Where a posterior 
 narrow and wide, that is a precision: e^g, one for all parameters.
 
 The Jacobian of a diffused score is at least -1 / s^2, since (m / s^2)^2 Cov(z_0|z_t) -
-1 / s^2 is. Factors are bounded by that, |g| < 2 log(r/s) and (1 + b)(1 - rho^2) < 1,
-so that the ODE of `log_prob` does not run away where no simulation has been.
+1 / s^2 is. Factors, if constant, obey it: |g| < 2 log(r/s), (1 + b)(1 - rho^2) < 1, all
+below 4 (`bounded`). Else the ODE of `log_prob` can run away far from all simulations.
 
 *Shape.* Residual MLPs for theta and for x, sinusoids of time, and a residual MLP on
 their sum. As in the paper three embeddings meet; here they meet by addition, a linear
