@@ -3,7 +3,7 @@ r"""Enough steps, then a smaller step: training that suits a gradient-matching l
 sbi counts patience in epochs. With 500 simulations and batches of 200 an epoch is two
 steps, and patience of 20 epochs ends a training after some 40 steps without progress,
 long before a score term is fitted. Where a trainer is *steady* (it has scores), and
-only there, three things change, all within the host's loop:
+only there, four things change, all within the host's loop:
 
 - *Epochs of at least 50 steps.* The training sampler passes over the data several
   times, newly shuffled, so `stop_after_epochs=20` means at least 1000 steps.
@@ -13,6 +13,7 @@ only there, three things change, all within the host's loop:
   first stretch need not be known beforehand, as it would be for a cosine.
 - *The same validation at every epoch*: rows in a fixed order and in batches of equal
   size, so that the epochs that are compared differ by the network alone.
+- *Adam in one call*: the same step, faster (`fused`).
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from torch.utils.data import DataLoader
 
 from sbi_scoreaug._host import HostTrainer
 from sbi_scoreaug.errors import InvalidInputError, warn
+from sbi_scoreaug.fused import fuse_step
 from sbi_scoreaug.scores.loaders import fixed_order, long_epochs
 
 ANNEALED_FRACTION = 0.4
@@ -96,6 +98,8 @@ class SteadyTraining(HostTrainer):
 
     def _train_epoch(self, *args: Any, **kwargs: Any) -> float:
         """Set this epoch's learning rate, then train as the host."""
+        if self._steady:
+            fuse_step(self.optimizer)
         if self._anneal_start is not None:
             done = (self.epoch - self._anneal_start) / self._anneal_epochs
             self._set_learning_rate(max(0.0, 1.0 - done))

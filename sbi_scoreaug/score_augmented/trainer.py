@@ -220,7 +220,9 @@ class ScoreTerm(SurrogateScore, ScoreMonitor, SteadyTraining, JointPass, ScoreCa
         assert_all_finite(ell, f"{type(self).__name__} score loss")
         host_loss = host_losses.mean()
         if training:
-            parameters = [p for p in self._neural_net.parameters() if p.requires_grad]
+            groups = self.optimizer.param_groups
+            parameters = [p for group in groups for p in group["params"]]
+            parameters = [p for p in parameters if p.requires_grad]
             assert self._weighting is not None
             w = self._weighting.weights(host_loss, ell, parameters)
             require_weights(w, ell)

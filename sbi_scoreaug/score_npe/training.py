@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from sbi_scoreaug._host import HostTrainer
+from sbi_scoreaug.fused import fuse_step
 
 MIN_PATIENCE = 400  # optimiser steps
 MIN_PATIENCE_EPOCHS = 20  # the host's
@@ -69,6 +70,7 @@ class AveragedTraining(HostTrainer):
     def _train_epoch(self, *args: Any, **kwargs: Any) -> float:
         """Train one epoch from the raw weights, and average them after each step."""
         net, optimizer = self._neural_net, self.optimizer
+        fuse_step(optimizer)
         if self._raw is not None:
             _load(net, self._raw)
         if self._decay_epochs:
