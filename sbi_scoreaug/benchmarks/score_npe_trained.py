@@ -37,7 +37,7 @@ OWN: dict[str, dict[str, Any]] = {
 }
 FLOW = "NPE on sets"
 TRAINED = ("Gaussian", "mixture", "flip .5")
-SIZES = (1, 2, 4, 8, 32)
+SIZES = (1, 2, 3, 4, 5, 6, 7, 8, 32)
 
 
 class Share(NamedTuple):
@@ -51,7 +51,7 @@ class Share(NamedTuple):
 # One observation needs no iid method: "NPSE fnpe" at n = 1 stands for all of NPSE.
 METHODS: dict[str, Share] = {
     "ScoreNPE": Share(),
-    "NPE on sets": Share(),
+    "NPE on sets": Share((1, 2, 4, 8, 32)),
     "NPSE fnpe": Share((2, 8, 1), sets=10),
     "NPSE gauss": Share((2, 8), sets=10),
     "NPSE auto_gauss": Share((2, 8), sets=2),

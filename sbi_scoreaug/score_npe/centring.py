@@ -17,6 +17,8 @@ from sbi_scoreaug._host import VPScoreEstimator
 from sbi_scoreaug.score_npe.mixed_target import MixedTarget
 from sbi_scoreaug.score_npe.network import PosteriorScoreNet
 
+MAX_LEVELS = 2000  # kept in memory
+
 
 class CentredScores(VPScoreEstimator):
     """sbi's score estimator with anchors and `centre`; its heirs have the coordinates.
@@ -33,7 +35,7 @@ class CentredScores(VPScoreEstimator):
     anchor_g: Any
     anchor_values: Any
     anchor_vectors: Any
-    _centre: tuple[float, Tensor] | None
+    _centres: dict[float, Tensor]  # by time
 
     def to_z(self, theta: Tensor) -> Tensor:
         """Return coordinates `(..., dim)` in which the prior is N(0, I)."""
@@ -46,7 +48,7 @@ class CentredScores(VPScoreEstimator):
     def _register_anchors(self) -> None:
         for name in ("z", "features", "g", "values", "vectors"):
             self.register_buffer(f"anchor_{name}", None, persistent=False)
-        self._centre = None
+        self._centres = {}
 
     @torch.no_grad()
     def set_anchors(
@@ -74,32 +76,40 @@ class CentredScores(VPScoreEstimator):
             self.anchor_vectors = target.eigenvectors
         rows = x.split(1000)
         self.anchor_features = torch.cat([self.eval().embed(part) for part in rows])
-        self._centre = None
+        self._centres = {}
 
     @torch.no_grad()
     def centre(self, t: float) -> Tensor | None:
         """Return what the network's error is on average, `(1 + dim, dim)`.
 
         Regression of the excess, with scores of the error, on (1, z_t) over the
-        anchors, with fixed noise; None without them.
+        anchors, with fixed noise; None without them. Samplers ask for the same times
+        again and again: each is computed once.
         """
         if self.anchor_z is None or not isinstance(self.net, PosteriorScoreNet):
             return None
-        if self._centre is None or self._centre[0] != t:
-            z, device = self.anchor_z, self.anchor_z.device
-            noise = torch.randn(z.shape, generator=torch.Generator().manual_seed(0))
-            time = torch.tensor([t], dtype=z.dtype, device=device)
-            m, s = self.mean_t_fn(time), self.std_fn(time)
-            z_t = m * z + s * noise.to(z)
-            error = self.net.pairs(z_t, self.anchor_features, m, s)
-            if self.anchor_g is not None:
-                mix = MixedTarget(self.anchor_values, self.anchor_vectors)
-                known = torch.ones_like(z[:, 0]).bool()
-                target = mix(self.anchor_g, known, noise.to(z), m, s)
-                error = error - (target + z_t)
-            design = torch.cat([torch.ones_like(z_t[:, :1]), z_t], -1).double()
-            gram = design.mT @ design
-            gram += 1e-3 * len(z) * torch.eye(len(gram)).to(gram)
-            fit = torch.linalg.solve(gram, design.mT @ error.double())
-            self._centre = t, fit.to(z.dtype)
-        return self._centre[1]
+        found = self._centres.get(t)
+        if found is None or found.device != self.anchor_z.device:
+            if len(self._centres) >= MAX_LEVELS:
+                self._centres.clear()
+            found = self._centres[t] = self._regressed(t)
+        return found
+
+    def _regressed(self, t: float) -> Tensor:
+        net: Any = self.net
+        z, device = self.anchor_z, self.anchor_z.device
+        noise = torch.randn(z.shape, generator=torch.Generator().manual_seed(0))
+        time = torch.tensor([t], dtype=z.dtype, device=device)
+        m, s = self.mean_t_fn(time), self.std_fn(time)
+        z_t = m * z + s * noise.to(z)
+        error = net.pairs(z_t, self.anchor_features, m, s)
+        if self.anchor_g is not None:
+            mix = MixedTarget(self.anchor_values, self.anchor_vectors)
+            known = torch.ones_like(z[:, 0]).bool()
+            target = mix(self.anchor_g, known, noise.to(z), m, s)
+            error = error - (target + z_t)
+        design = torch.cat([torch.ones_like(z_t[:, :1]), z_t], -1).double()
+        gram = design.mT @ design
+        gram += 1e-3 * len(z) * torch.eye(len(gram)).to(gram)
+        fit = torch.linalg.solve(gram, design.mT @ error.double())
+        return fit.to(z.dtype)

@@ -64,17 +64,3 @@ def quadratic_features(
     product = z * xhat / (m**2 * rho**2 + s**2).sqrt()
     length = (xhat**2).mean(-1, keepdim=True).sqrt().expand_as(square)
     return torch.cat([*features, product.mean(-1, keepdim=True), length], -1)
-
-
-def linear_fit(features: Tensor, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Ridge regression of z on standardised features: slope, offset, residual sd."""
-    features, targets = features.double(), z.double()
-    num, size = features.shape
-    offset = targets.mean(0)
-    gram = features.mT @ features / num
-    # One observation in num of ridge: negligible unless there are few simulations.
-    gram = gram + (0.01 + size / num) * 0.1 * torch.eye(size).double()
-    slope = torch.linalg.solve(gram, features.mT @ (targets - offset) / num)
-    residual = targets - offset - features @ slope
-    rho = residual.std(0) * (num / max(num - size, num / 4)) ** 0.5
-    return slope.float(), offset.float(), rho.float()

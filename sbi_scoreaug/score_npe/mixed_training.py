@@ -22,7 +22,7 @@ from sbi_scoreaug.score_npe.mixed_target import (
 )
 from sbi_scoreaug.scores.carrier import ScoreCarrier
 
-MAX_ANCHORS = 2000
+MAX_ANCHORS = 10_000
 MIN_ANCHORS = 20  # for each coefficient of the regression; fewer mislead
 
 
@@ -34,6 +34,9 @@ class MixedTargetTraining(ScoreCarrier):
     _mixed_target: MixedTarget | None = None
     # theta, x and g of up to MAX_ANCHORS training rows that have all of them, if enough
     _scored: tuple[Tensor, Tensor, Tensor] | None = None
+
+    # g `(num_validation, dim)` of the validation rows, and whether it is known
+    _validation_scores: tuple[Tensor, Tensor] | None = None
 
     def _validate_before_storing(self, theta: Tensor, x: Tensor) -> None:
         """Refuse scores of sets, and where the prior has no gradient."""
@@ -49,13 +52,15 @@ class MixedTargetTraining(ScoreCarrier):
 
     def _columns(self, starting_round: int) -> tuple[Tensor, ...]:
         """Return posterior scores g in the network's coordinates, and rows with one."""
-        self._scored, columns = None, super()._columns(starting_round)
+        self._scored, self._validation_scores = None, None
+        columns = super()._columns(starting_round)
         if not columns:
             return ()
         score, mask = columns
         theta, x, _ = self.get_simulations(starting_round)
         g = posterior_score(score, theta, self._coordinates, self._prior)
         known = mask.all(1) & g.isfinite().all(1)
+        g = g.nan_to_num(0.0)
         rows = self.train_indices[known[self.train_indices].cpu()]
         if not len(rows):
             return ()
@@ -64,10 +69,12 @@ class MixedTargetTraining(ScoreCarrier):
             least = least_signal(self._coordinates.to_normal(theta[rows]), x[rows])
         target = MixedTarget.fit(g[rows], known[rows], least)
         self._mixed_target = target.to(self._device)
+        held_out = self.val_indices
+        self._validation_scores = g[held_out], known[held_out]
         if len(rows) >= MIN_ANCHORS * (1 + theta.shape[1]):
             rows = rows[:MAX_ANCHORS]
             self._scored = theta[rows], x[rows], g[rows]
-        return g.nan_to_num(0.0), known
+        return g, known
 
     def _get_losses(self, batch: Sequence[Tensor], loss_args: Any) -> Tensor:
         """Return the host's losses; with scores their target is mixed."""

@@ -24,6 +24,8 @@ The Jacobian of a diffused score is at least -1 / s^2, since (m / s^2)^2 Cov(z_0
 1 / s^2 is. Factors, if constant, obey it: |g| < 2 log(r/s), (1 + b)(1 - rho^2) < 1, all
 below 4 (`bounded`). Else the ODE of `log_prob` can run away far from all simulations.
 
+After training a mixture of Gaussians may take a share of the score (`mixture`).
+
 *Shape.* Residual MLPs for theta and for x, sinusoids of time, and a residual MLP on
 their sum. As in the paper three embeddings meet; here they meet by addition, a linear
 layer of their concatenation, so that each is computed once for all pairs of a particle
@@ -47,15 +49,10 @@ import math
 import torch
 from torch import Tensor, nn
 
-from sbi_scoreaug.score_npe.layers import (
-    ResidualMLP,
-    bounded,
-    linear_fit,
-    quadratic_features,
-)
+from sbi_scoreaug.score_npe.layers import ResidualMLP, bounded, quadratic_features
+from sbi_scoreaug.score_npe.mixture import ConditionalMixture, linear_fit
 
-MAX_LINEAR_FEATURES = 500
-SLOW = 0.3  # of the output layer
+MAX_LINEAR_FEATURES, SLOW = 500, 0.3  # SLOW: of the output layer
 # In the place of an observation that is missing: finite, since the host refuses NaN.
 MISSING = torch.finfo(torch.float32).max
 
@@ -94,9 +91,7 @@ class PosteriorScoreNet(nn.Module):
         super().__init__()
         dim, m = z.shape[1], max_set_size
         self.bounded, self.max_set_size = parametrization == "bounded", m
-        self.standardise = embedding_net is None or isinstance(
-            embedding_net, nn.Identity
-        )
+        self.standardise = isinstance(embedding_net, nn.Identity | None)
         self.embedding_net = nn.Flatten() if self.standardise else embedding_net
         rows = x if m == 1 else x.flatten(0, 1)
         with torch.no_grad():
@@ -113,11 +108,9 @@ class PosteriorScoreNet(nn.Module):
                 sets = ((flat - centre) / scale).reshape(len(z), m, size)
                 fits = [linear_fit(sets[:, :k].mean(1), z) for k in range(1, m + 1)]
                 slope, offset, rho = map(torch.stack, zip(*fits, strict=True))
-        self.register_buffer("centre", centre)
-        self.register_buffer("scale", scale)
-        self.register_buffer("slope", slope)
-        self.register_buffer("offset", offset)
-        self.register_buffer("rho", rho.clamp(min=1e-3))
+        buffers = {"centre": centre, "scale": scale, "slope": slope, "offset": offset}
+        for name, value in (buffers | {"rho": rho.clamp(min=1e-3)}).items():
+            self.register_buffer(name, value)
         self.dim, self.num_frequencies = dim, 3
         self.theta_net = ResidualMLP(dim + 2 * self.num_frequencies, num_hidden, 1)
         self.x_net = ResidualMLP(size, num_hidden, num_blocks)
@@ -126,6 +119,7 @@ class PosteriorScoreNet(nn.Module):
         self.head = ResidualMLP(num_hidden, num_hidden, num_blocks)
         self.head.inputs = nn.Identity()  # sbi's ODE refuses layers that are not used
         num_outputs = 3 * dim + 1 if self.bounded else dim
+        self.mixture = ConditionalMixture()
         self.output = nn.Sequential(nn.SiLU(), nn.Linear(num_hidden, num_outputs))
         for parameter in self.output.parameters():
             nn.init.zeros_(parameter)
@@ -142,13 +136,14 @@ class PosteriorScoreNet(nn.Module):
                 the place of observations that are missing.
         """
         if self.max_set_size == 1:
-            features = self._standardised(x)
+            features = self.features(x)
             linear = self.offset[0] + features @ self.slope[0]
-            return torch.cat([self.x_net(features), linear], -1)
+            mixture = self.mixture.embed(features)
+            return torch.cat([self.x_net(features), linear, mixture], -1)
         present = (x.flatten(2) < MISSING).all(-1)
         mask = present.reshape(*present.shape, *[1] * (x.ndim - 2))
         filled = torch.where(mask, x, 0.0).flatten(0, 1)
-        features = self._standardised(filled).unflatten(0, present.shape)
+        features = self.features(filled).unflatten(0, present.shape)
         count = present.sum(1, keepdim=True)
         share = (present / count)[..., None]
         mean, hidden = (share * features).sum(1), (share * self.x_net(features)).sum(1)
@@ -158,7 +153,8 @@ class PosteriorScoreNet(nn.Module):
         linear = self.offset[k] + torch.einsum("bi,bij->bj", mean, self.slope[k])
         return torch.cat([hidden, linear, self.rho[k]], -1)
 
-    def _standardised(self, x: Tensor) -> Tensor:
+    def features(self, x: Tensor) -> Tensor:
+        """Return x `(batch, *shape_x)` embedded and scaled, `(batch, num_features)`."""
         features = self.embedding_net(x).flatten(1)  # type: ignore[misc]
         return (features - self.centre) / self.scale
 
@@ -219,19 +215,22 @@ class PosteriorScoreNet(nn.Module):
         self, particle: Tensor, z: Tensor, features: Tensor, m: Tensor, s: Tensor
     ) -> Tensor:
         """The excess, with observations along the second to last dimension."""
-        rho, size = self.rho[0], features.shape[-1] - self.dim
+        size = features.shape[-1] - self.mixture.num_embedded
+        features, mixture = features.split([size, self.mixture.num_embedded], -1)
+        if self.mixture.alone and not torch.is_grad_enabled():  # else: as for `head`
+            return self.mixture.excess(z, mixture, m, s)
+        rho = self.rho[0]
         if self.max_set_size > 1:
-            (features, rho), size = (
-                features.split([size, self.dim], -1),
-                size - self.dim,
-            )
+            features, rho = features.split([size - self.dim, self.dim], -1)
+        size = features.shape[-1] - self.dim
         embedded, linear = features.split([size, self.dim], -1)
         spread = (m**2 * rho**2 + s**2).sqrt()
         # Two products in place of one: the first is shared by all observations.
         hidden = embedded - self.shifted_layer(m * linear / spread)
         hidden = particle + self.shifted_layer(z / spread) + hidden
         if not self.bounded:
-            return self.output(self.head.residual(hidden)) / s + z
+            net = self.output(self.head.residual(hidden))
+            return self.mixture.blend(net / s + z, z, mixture, m, s)
         forms = quadratic_features(z, linear, rho, m, s)
         hidden = hidden + self.quadratic_layer(forms)
         net = SLOW * self.output(self.head.residual(hidden))
@@ -240,7 +239,8 @@ class PosteriorScoreNet(nn.Module):
         explained = (1 - rho**2).clamp(min=1e-3)
         slope = explained * (1 + bounded(b, 1 / explained - 1))
         base = (1 + bounded(a)) * linear - slope * m * z
-        return m / spread * (factor * base / spread + c)
+        excess = m / spread * (factor * base / spread + c)
+        return self.mixture.blend(excess, z, mixture, m, s)
 
     def _time_features(self, m: Tensor, s: Tensor) -> Tensor:
         """Sinusoids of log (s/m), which runs from about -4 to 3."""

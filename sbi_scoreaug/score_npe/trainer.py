@@ -22,13 +22,13 @@ from sbi_scoreaug.errors import InvalidInputError, InvalidTypeError, warn
 from sbi_scoreaug.score_npe.builder import FactorizedScoreBuilder, require_model
 from sbi_scoreaug.score_npe.composition import require_count
 from sbi_scoreaug.score_npe.estimator import FactorizedScoreEstimator
-from sbi_scoreaug.score_npe.mixed_training import MAX_ANCHORS, MixedTargetTraining
 from sbi_scoreaug.score_npe.posterior import FactorizedPosterior
+from sbi_scoreaug.score_npe.refinement import Refinement
 from sbi_scoreaug.score_npe.samplers import require_sampler
 from sbi_scoreaug.score_npe.training import AveragedTraining
 
 
-class ScoreNPE(AveragedTraining, MixedTargetTraining, NPSE):
+class ScoreNPE(AveragedTraining, Refinement, NPSE):
     """Factorized neural posterior score estimation.
 
     All other arguments as in `sbi.inference.NPSE`. Append `score=...` beside
@@ -171,6 +171,7 @@ class ScoreNPE(AveragedTraining, MixedTargetTraining, NPSE):
         *args: Any,
         num_steps: int = 8000,
         ema_decay: float = 0.999,
+        mixture: bool = True,
         **kwargs: Any,
     ) -> FactorizedScoreEstimator:
         """Train by denoising score matching.
@@ -184,6 +185,8 @@ class ScoreNPE(AveragedTraining, MixedTargetTraining, NPSE):
             num_steps: Optimiser steps over which the learning rate falls, rounded up to
                 epochs. Training ends there, or earlier by the host's rules.
             ema_decay: Decay of the average of weights, in [0, 1); 0 for none.
+            mixture: Whether a mixture of Gaussians may take a share of the score after
+                training, as validation decides; False for the network alone.
             kwargs: As in the host, but for `stop_after_epochs`: 20, or as many as make
                 400 steps where simulations are few.
 
@@ -198,25 +201,13 @@ class ScoreNPE(AveragedTraining, MixedTargetTraining, NPSE):
             raise InvalidInputError(
                 f"ema_decay: expected a number in [0, 1), got {ema_decay}."
             )
+        self._leave_mixture()
         estimator = self._train_averaged(
             (training_batch_size, learning_rate, *args), num_steps, ema_decay, kwargs
         )
-        self._set_anchors(estimator)
-        self._set_anchors(self._neural_net)
+        for trained in (estimator, self._neural_net):
+            self._refine(trained, mixture)
         return estimator
-
-    def _set_anchors(self, estimator: Any) -> None:
-        """Centre with scores; without them, only on all that the prior gave."""
-        if self._scored is not None and self._mixed_target is not None:
-            theta, x, g = (part.to(self._device) for part in self._scored)
-            estimator.set_anchors(theta, x, (self._mixed_target, g))
-            return
-        theta, x, _ = self.get_simulations()
-        rows = self.train_indices[:MAX_ANCHORS]
-        theta, x = theta[rows].to(self._device), x[rows].to(self._device)
-        if self._rows_were_dropped or not _look_normal(estimator.to_z(theta)):
-            theta = None
-        estimator.set_anchors(theta, x)
 
     def build_posterior(  # type: ignore[override]
         self,
@@ -302,10 +293,3 @@ class ScoreNPE(AveragedTraining, MixedTargetTraining, NPSE):
                 "The network has learned posteriors under that prior: train a new "
                 "trainer, or weight the samples by the ratio of the priors."
             )
-
-
-def _look_normal(z: Tensor) -> bool:
-    """Whether means and variances of `z (batch, dim)` are those of N(0, I)."""
-    root = len(z) ** 0.5
-    mean, variance = z.mean(0).abs() * root, (z.var(0) - 1).abs() * root / 2**0.5
-    return bool((mean < 5).all() and (variance < 7).all())
