@@ -156,7 +156,10 @@ class ConditionalMixture(nn.Module):
             if not self._fit(z[num_test:], features[num_test:], k):
                 break
             found.append(self.log_prob(z[:num_test], features[:num_test]))
-        return bool(found) and self._fit(z, features, _fewest(found))
+        if found and self._fit(z, features, fewest(found)):
+            return True
+        self.clear()
+        return False
 
     def _fit(self, z: Tensor, features: Tensor, num_components: int) -> bool:
         dim, joint = z.shape[1], torch.cat([z, features], -1).double().cpu()
@@ -195,7 +198,7 @@ class ConditionalMixture(nn.Module):
         return True
 
 
-def _fewest(found: list[Tensor]) -> int:
+def fewest(found: list[Tensor]) -> int:
     """The fewest components within one standard error of the best."""
     best = max(found, key=lambda log_prob: float(log_prob.mean()))
     for k, log_prob in enumerate(found, 1):
