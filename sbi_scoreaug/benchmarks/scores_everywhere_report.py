@@ -159,9 +159,11 @@ def _below(task: str, method: str, rows: list[Row], scored: list[Row]) -> list[s
         factor = data_factor(rows, scored, key)
         if factor[0] < NEVER_BELOW:
             n = scored[0]["num_simulations"]
+            both = scored, select(rows, arm="plain", num_simulations=n)
+            here = [f"{middle(side, key):.4f}" if side else "-" for side in both]
             lines.append(
                 f"- {method}, {task}, N = {n}, {name}: at equal steps {NEVER_BELOW}: "
-                f"{factor[0]:.2f}: missed"
+                f"{factor[0]:.2f}: missed (at this N {here[0]} with, {here[1]} without)"
             )
     return lines
 
