@@ -9,7 +9,8 @@ log (s/m): its minimiser is grad log p_t(z_t|x). The weight w makes the variance
 target about the same at all levels (`PosteriorScoreNet.loss_weight`). With exact scores
 the target is another, of the same mean (`mixed_target`).
 
-The scores of sets are centred (`centring`).
+After training a mixture of Gaussians may take a share of the score (`mixture`). The
+scores of sets are centred (`centring`).
 
 *Sets.* A network for sets of up to m observations takes `(m, *shape_x)`, with places
 that may be empty. In training each row is cut to a random size; for sampling `group`
