@@ -8,7 +8,11 @@ trainer is to repeat the host bit for bit, it is left alone.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
+from torch.nn.utils import clip_grad_norm_
 
 
 def fuse_step(optimizer: torch.optim.Optimizer) -> None:
@@ -37,3 +41,31 @@ def fuse_step(optimizer: torch.optim.Optimizer) -> None:
             return
     for group in optimizer.param_groups:
         group["fused"] = True
+
+
+@contextmanager
+def clipped_steps(
+    optimizer: torch.optim.Optimizer, max_norm: float | None
+) -> Iterator[None]:
+    """Clip the norm of all gradients before each step.
+
+    The host walks through the network's modules for its parameters at every step; the
+    optimiser has them in a list.
+
+    Args:
+        optimizer: Of all parameters of the network.
+        max_norm: Largest norm; None not to clip.
+    """
+    if max_norm is None:
+        yield
+        return
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+
+    def clip(*_: object) -> None:
+        clip_grad_norm_(parameters, max_norm=max_norm)
+
+    handle = optimizer.register_step_pre_hook(clip)
+    try:
+        yield
+    finally:
+        handle.remove()

@@ -13,7 +13,8 @@ only there, four things change, all within the host's loop:
   first stretch need not be known beforehand, as it would be for a cosine.
 - *The same validation at every epoch*: rows in a fixed order and in batches of equal
   size, so that the epochs that are compared differ by the network alone.
-- *Adam in one call*: the same step, faster (`fused`).
+- *Adam in one call*, gradients clipped without a search for parameters: the same
+  steps, faster (`fused`).
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from torch.utils.data import DataLoader
 
 from sbi_scoreaug._host import HostTrainer
 from sbi_scoreaug.errors import InvalidInputError, warn
-from sbi_scoreaug.fused import fuse_step
+from sbi_scoreaug.fused import clipped_steps, fuse_step
 from sbi_scoreaug.scores.loaders import fixed_order, long_epochs
 
 ANNEALED_FRACTION = 0.4
@@ -96,14 +97,18 @@ class SteadyTraining(HostTrainer):
         for group in self.optimizer.param_groups:
             group["lr"] = factor * self.optimizer.defaults["lr"]
 
-    def _train_epoch(self, *args: Any, **kwargs: Any) -> float:
+    def _train_epoch(
+        self, train_loader: Any, clip_max_norm: float | None, loss_args: Any
+    ) -> float:
         """Set this epoch's learning rate, then train as the host."""
-        if self._steady:
-            fuse_step(self.optimizer)
         if self._anneal_start is not None:
             done = (self.epoch - self._anneal_start) / self._anneal_epochs
             self._set_learning_rate(max(0.0, 1.0 - done))
-        return super()._train_epoch(*args, **kwargs)
+        if not self._steady:
+            return super()._train_epoch(train_loader, clip_max_norm, loss_args)
+        fuse_step(self.optimizer)
+        with clipped_steps(self.optimizer, clip_max_norm):
+            return super()._train_epoch(train_loader, None, loss_args)
 
     def _converged(self, epoch: int, stop_after_epochs: int) -> bool:
         """Return whether training has ended; start annealing before it does."""
