@@ -202,7 +202,7 @@ def main(argv: Sequence[str]) -> None:
             provenance("overhead", argv),
             str(__doc__).split("\n\n", 1)[1].strip(),
             "Ratios are to sbi's class in the same run; bold is above the bar. Spread: "
-            "largest less smallest ratio over rounds, 9 of them, or 3 where it says so.",
+            "largest less smallest ratio over 9 rounds, or 3 where it says so.",
             table(rows),
             "## Where the time goes\n\nShares of CPU time by operation of torch.",
             "\n".join(profiles),

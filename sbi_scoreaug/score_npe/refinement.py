@@ -6,6 +6,8 @@ on the rows of validation (`mixture`); the centre is taken off in sets (`centrin
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from copy import deepcopy
 from typing import Any
 
 import torch
@@ -29,11 +31,16 @@ class Refinement(MixedTargetTraining):
         if isinstance(network, PosteriorScoreNet):
             network.mixture.clear()
 
-    def _refine(self, estimator: Any, mixture: bool) -> None:
-        own = isinstance(estimator.net, PosteriorScoreNet)
+    def _refine(self, estimators: Sequence[Any], mixture: bool) -> None:
+        """Finish estimators that are copies of each other."""
+        first = estimators[0]
+        own = isinstance(first.net, PosteriorScoreNet)
         if mixture and own and self._max_set_size == 1:
-            self._blend_mixture(estimator)
-        self._set_anchors(estimator)
+            self._blend_mixture(first)
+        for estimator in estimators:
+            if own:
+                estimator.net.mixture = deepcopy(first.net.mixture)
+            self._set_anchors(estimator)
 
     def _rows(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         theta, x, _ = self.get_simulations()
@@ -47,26 +54,29 @@ class Refinement(MixedTargetTraining):
         features = torch.cat([net.features(rows) for rows in x.split(1000)])
         if not net.mixture.fit(estimator.to_z(theta), features):
             return
-        theta, x = self._rows(self.val_indices)
-        repeats = max(1, NUM_LOSSES // len(theta))
-        theta, x = (torch.cat([rows] * repeats) for rows in (theta, x))
-        if self._validation_scores is not None:
-            g, known = (
-                torch.cat([rows] * repeats).to(self._device)
-                for rows in self._validation_scores
-            )
-            estimator.batch_scores = self._mixed_target, g, known
+        num, losses = len(self.val_indices), torch.zeros(3, dtype=torch.float64)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
-            times = estimator.train_schedule(len(theta))
-        losses = []
-        for share in (0.0, 0.5, 1.0):
-            net.mixture.share.fill_(share)
-            losses.append(float(estimator.loss(theta, x, times).double().mean()))
-        estimator.batch_scores = None
-        net.mixture.share.fill_(least_loss(*losses))
+            # In an order that is never the same, since noise follows the order.
+            order = torch.randperm(num * max(1, NUM_LOSSES // num)) % num
+            for rows in order.split(1000):
+                losses += self._losses_of_shares(estimator, rows)
+        net.mixture.share.fill_(least_loss(*losses.tolist()))
         if not net.mixture.share:
             net.mixture.clear()
+
+    def _losses_of_shares(self, estimator: Any, rows: Tensor) -> Tensor:
+        """Sums of losses at shares of 0, 1/2 and 1, over rows of validation."""
+        theta, x = self._rows(self.val_indices[rows])
+        times, losses = estimator.train_schedule(len(rows)), []
+        if self._validation_scores is not None:
+            g, known = (part[rows].to(theta.device) for part in self._validation_scores)
+            estimator.batch_scores = self._mixed_target, g, known
+        for share in (0.0, 0.5, 1.0):
+            estimator.net.mixture.share.fill_(share)
+            losses.append(estimator.loss(theta, x, times).double().sum().cpu())
+        estimator.batch_scores = None
+        return torch.stack(losses)
 
     def _set_anchors(self, estimator: Any) -> None:
         """Centre with scores; without them, only on all that the prior gave."""

@@ -205,8 +205,7 @@ class ScoreNPE(AveragedTraining, Refinement, NPSE):
         estimator = self._train_averaged(
             (training_batch_size, learning_rate, *args), num_steps, ema_decay, kwargs
         )
-        for trained in (estimator, self._neural_net):
-            self._refine(trained, mixture)
+        self._refine((estimator, self._neural_net), mixture)
         return estimator
 
     def build_posterior(  # type: ignore[override]
