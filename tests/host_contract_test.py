@@ -259,8 +259,13 @@ def test_epochs_go_through_the_methods_that_we_override():
         "epoch",
         "stop_after_epochs",
     ]
-    for name in ("_train_epoch", "_validate_epoch"):
-        assert parameters_of(getattr(NeuralInference, name))[0] == "self"
+    assert parameters_of(NeuralInference._train_epoch) == [
+        "self",
+        "train_loader",
+        "clip_max_norm",
+        "loss_args",
+    ]
+    assert parameters_of(NeuralInference._validate_epoch)[0] == "self"
     assert parameters_of(NeuralInference._summarize) == ["self", "round_"]
 
 

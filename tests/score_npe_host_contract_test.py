@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from sbi.inference import RejectionPosterior
+from sbi.inference import NPSE, RejectionPosterior
 from sbi.inference.potentials.base_potential import BasePotential
 from sbi.neural_nets.factory import posterior_score_nn
 from sbi.utils import BoxUniform
@@ -31,6 +31,15 @@ def test_vp_estimators_have_a_linear_rate():
     assert float(m**2 + s**2) == pytest.approx(1, abs=1e-3)
     rate = net.beta_min * 0.5 + (net.beta_max - net.beta_min) * 0.125
     assert float(m.log() * -2) == pytest.approx(rate, rel=1e-3)
+
+
+def test_training_returns_the_trainers_own_network():
+    trainer = NPSE(show_progress_bars=False)
+    trainer.append_simulations(torch.randn(40, 2), torch.randn(40, 2))
+    estimator = trainer.train(max_num_epochs=1, training_batch_size=20)
+    assert estimator is trainer._neural_net
+    posterior = trainer.build_posterior(prior=BoxUniform(-torch.ones(2), torch.ones(2)))
+    assert posterior.vector_field_estimator is not estimator
 
 
 def test_potentials_of_vector_fields_are_potentials():

@@ -207,6 +207,27 @@ def test_training_goes_on_with_the_network_alone():
     assert share_of(estimator) > 0
 
 
+def test_after_an_interruption_the_network_samples_alone():
+    """What was kept beside the network belongs to the training before."""
+    trainer, _ = trained(FLIP)
+    earlier = trainer.build_posterior()
+    original = trainer._get_losses
+
+    def get_losses(*args, **kwargs):
+        original(*args, **kwargs)
+        raise KeyboardInterrupt
+
+    trainer._get_losses = get_losses
+    with pytest.raises(KeyboardInterrupt):
+        trainer.train(num_steps=20, resume_training=True)
+    x = FLIP(torch.ones(3, 2))
+    for posterior in (trainer.build_posterior(), earlier):
+        assert posterior.sample((4,), x=x, **QUIET).isfinite().all()
+    assert trainer._neural_net.centre(0.5) is None
+    kept = earlier.vector_field_estimator
+    assert share_of(kept) > 0 and kept.centre(0.5) is not None
+
+
 def test_embedded_data_are_fitted_too():
     _, estimator = trained(FLIP, embedding_net=nn.Sequential(nn.Linear(2, 3)))
     assert estimator.net.mixture.slope.shape[1] == 3

@@ -45,7 +45,8 @@ class CentredScores(VPScoreEstimator):
         """Return what the network makes of `(n, *condition_shape)`."""
         raise NotImplementedError
 
-    def _register_anchors(self) -> None:
+    def clear_anchors(self) -> None:
+        """Centre no longer."""
         for name in ("z", "features", "g", "values", "vectors"):
             self.register_buffer(f"anchor_{name}", None, persistent=False)
         self._centres = {}
@@ -68,15 +69,14 @@ class CentredScores(VPScoreEstimator):
             x: `(batch, *condition_shape)`, simulated at theta.
             scores: The mixed target and posterior scores g `(batch, dim)`, if known.
         """
+        self.clear_anchors()
         self.anchor_z = None if theta is None else self.to_z(theta)
-        self.anchor_g = self.anchor_values = self.anchor_vectors = None
         if scores is not None:
             target, self.anchor_g = scores
             self.anchor_values = target.eigenvalues
             self.anchor_vectors = target.eigenvectors
         rows = x.split(1000)
         self.anchor_features = torch.cat([self.eval().embed(part) for part in rows])
-        self._centres = {}
 
     @torch.no_grad()
     def centre(self, t: float) -> Tensor | None:

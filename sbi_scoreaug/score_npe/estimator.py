@@ -70,7 +70,7 @@ class FactorizedScoreEstimator(CentredScores):
         super().__init__(net, torch.Size([dim]), condition_shape, **rates)  # type: ignore[arg-type]
         self._embedding_net = getattr(net, "embedding_net", None) or nn.Identity()
         self.coordinates = coordinates
-        self._register_anchors()
+        self.clear_anchors()
         self.register_buffer("trained_with_scores", torch.tensor(False))
         self.register_buffer("_compose_standardization", torch.tensor(True))
 

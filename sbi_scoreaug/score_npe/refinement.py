@@ -6,8 +6,6 @@ on the rows of validation (`mixture`); the centre is taken off in sets (`centrin
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from copy import deepcopy
 from typing import Any
 
 import torch
@@ -25,22 +23,21 @@ class Refinement(MixedTargetTraining):
 
     _rows_were_dropped: bool = False
 
-    def _leave_mixture(self) -> None:
+    def _unrefine(self) -> None:
         """Let training start or go on with the network alone."""
-        network = getattr(self._neural_net, "net", None)
-        if isinstance(network, PosteriorScoreNet):
-            network.mixture.clear()
+        estimator = self._neural_net
+        if estimator is not None:
+            estimator.clear_anchors()
+            if isinstance(estimator.net, PosteriorScoreNet):
+                estimator.net.mixture.clear()
 
-    def _refine(self, estimators: Sequence[Any], mixture: bool) -> None:
-        """Finish estimators that are copies of each other."""
-        first = estimators[0]
-        own = isinstance(first.net, PosteriorScoreNet)
+    def _refine(self, estimator: Any, mixture: bool) -> Any:
+        """Finish the trainer's network, which is returned."""
+        own = isinstance(estimator.net, PosteriorScoreNet)
         if mixture and own and self._max_set_size == 1:
-            self._blend_mixture(first)
-        for estimator in estimators:
-            if own:
-                estimator.net.mixture = deepcopy(first.net.mixture)
-            self._set_anchors(estimator)
+            self._blend_mixture(estimator)
+        self._set_anchors(estimator)
+        return estimator
 
     def _rows(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         theta, x, _ = self.get_simulations()

@@ -201,12 +201,11 @@ class ScoreNPE(AveragedTraining, Refinement, NPSE):
             raise InvalidInputError(
                 f"ema_decay: expected a number in [0, 1), got {ema_decay}."
             )
-        self._leave_mixture()
+        self._unrefine()
         estimator = self._train_averaged(
             (training_batch_size, learning_rate, *args), num_steps, ema_decay, kwargs
         )
-        self._refine((estimator, self._neural_net), mixture)
-        return estimator
+        return self._refine(estimator, mixture)
 
     def build_posterior(  # type: ignore[override]
         self,
