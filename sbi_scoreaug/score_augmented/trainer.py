@@ -31,6 +31,7 @@ from sbi_scoreaug.errors import (
     InvalidInputError,
     require_positive,
 )
+from sbi_scoreaug.fused import parameters_of
 from sbi_scoreaug.score_augmented.joint_pass import JointPass
 from sbi_scoreaug.score_augmented.loss import (
     resolve_score_loss,
@@ -220,9 +221,8 @@ class ScoreTerm(SurrogateScore, ScoreMonitor, SteadyTraining, JointPass, ScoreCa
         assert_all_finite(ell, f"{type(self).__name__} score loss")
         host_loss = host_losses.mean()
         if training:
-            groups = self.optimizer.param_groups
-            parameters = [p for group in groups for p in group["params"]]
-            parameters = [p for p in parameters if p.requires_grad]
+            every = parameters_of(self.optimizer)
+            parameters = [p for p in every if p.requires_grad]
             assert self._weighting is not None
             w = self._weighting.weights(host_loss, ell, parameters)
             require_weights(w, ell)
