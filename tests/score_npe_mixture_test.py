@@ -9,7 +9,6 @@ from torch.distributions import Categorical, MixtureSameFamily, MultivariateNorm
 from sbi_scoreaug.score_npe import ScoreNPE
 from sbi_scoreaug.score_npe.mixture import ConditionalMixture, fewest
 from sbi_scoreaug.score_npe.network import PosteriorScoreNet
-from sbi_scoreaug.score_npe.refinement import least_loss
 from sbi_scoreaug.simulators import BoundedLinearGaussian, GaussianGaussian, SignFlip
 
 QUIET = {"show_progress_bars": False}
@@ -123,16 +122,6 @@ def test_constant_features_do_no_harm():
     mixture = ConditionalMixture()
     assert mixture.fit(z, x)
     assert mixture.log_prob(z, x).mean() > 0.5
-
-
-def test_the_least_of_a_parabola():
-    torch.manual_seed(0)
-    for _ in range(100):
-        a, b, c = torch.randn(3).tolist()
-        loss = lambda share, a=a, b=b, c=c: a * share**2 + b * share + c  # noqa: E731
-        grid = torch.linspace(0, 1, 1001)
-        found = least_loss(loss(0.0), loss(0.5), loss(1.0))
-        assert loss(found) <= float(loss(grid).min()) + 1e-5
 
 
 def trained(simulator, num_simulations=1000, embedding_net=None, **options):

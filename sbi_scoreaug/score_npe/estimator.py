@@ -179,9 +179,8 @@ class FactorizedScoreEstimator(CentredScores):
                 come, so that epochs are not chosen by their luck.
             kwargs: Of the host's loss, for a network of the host.
         """
-        net, scores = self.net, self.batch_scores
-        own = net if isinstance(net, PosteriorScoreNet) else None
-        if own is None and scores is None:
+        net = self.net
+        if not isinstance(net, PosteriorScoreNet) and self.batch_scores is None:
             return net.loss(self.to_z(input), condition, times, **kwargs)  # type: ignore[operator]
         draw, rank = None, torch.arange(len(input), device=input.device)
         if not self.training:
@@ -190,17 +189,31 @@ class FactorizedScoreEstimator(CentredScores):
         z, condition = self.to_z(input), self._random_subsets(condition, draw, rank)
         times = self.train_schedule(len(z)) if times is None else times
         times = times.to(z.device)
-        m, s = self.mean_t_fn(times), self.std_fn(times)
         noise = torch.randn(z.shape, generator=draw, device=z.device)[rank].to(z)
+        z_t, target, weight = self.denoising(z, times, noise)
+        score = self.forward(z_t, condition, times)
+        return (weight * (score - target) ** 2).sum(-1)
+
+    def denoising(
+        self, z: Tensor, times: Tensor, noise: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Return z_t, the score's target and the weight of its squared errors.
+
+        Args:
+            z: Coordinates of simulated parameters `(batch, dim)`.
+            times: `(batch,)`.
+            noise: e `(batch, dim)`.
+        """
+        own = self.net if isinstance(self.net, PosteriorScoreNet) else None
+        m, s = self.mean_t_fn(times), self.std_fn(times)
         target, weight = -noise / s, own.loss_weight(m, s) if own else s**2
-        if scores is not None:
-            mixed_target, g, known = scores
+        if self.batch_scores is not None:
+            mixed_target, g, known = self.batch_scores
             target = mixed_target(g, known, noise, m, s)
             if own:
                 mixed_weight = own.mixed_loss_weight(m, s, mixed_target.precision)
                 weight = torch.where(known[:, None], mixed_weight, weight)
-        score = self.forward(m * z + s * noise, condition, times)
-        return (weight * (score - target) ** 2).sum(-1)
+        return m * z + s * noise, target, weight
 
     def _random_subsets(
         self, x: Tensor, draw: torch.Generator | None, rank: Tensor

@@ -1,8 +1,11 @@
 """Parts of the network: residual blocks, and what it is given beside them."""
 
+import math
+
 import torch
 from torch import Tensor, nn
 
+NUM_FREQUENCIES = 3  # of time
 LARGEST = 4.0  # of a logarithm or a relative change
 
 
@@ -39,6 +42,14 @@ def bounded(values: Tensor, limit: Tensor | float = LARGEST) -> Tensor:
     return limit * (values / limit).tanh()
 
 
+def time_features(m: Tensor, s: Tensor) -> Tensor:
+    """Sinusoids `(..., 2 NUM_FREQUENCIES)` of log (s/m), from about -4 to 3."""
+    level = (s / m).log() / 8
+    octaves = 2.0 ** torch.arange(NUM_FREQUENCIES, device=m.device) / 2
+    angles = math.pi * level * octaves
+    return torch.cat([angles.sin(), angles.cos()], -1)
+
+
 def quadratic_features(
     z: Tensor, xhat: Tensor, rho: Tensor, m: Tensor, s: Tensor
 ) -> Tensor:
@@ -64,3 +75,17 @@ def quadratic_features(
     product = z * xhat / (m**2 * rho**2 + s**2).sqrt()
     length = (xhat**2).mean(-1, keepdim=True).sqrt().expand_as(square)
     return torch.cat([*features, product.mean(-1, keepdim=True), length], -1)
+
+
+def linear_fit(features: Tensor, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Ridge regression of z on standardised features: slope, offset, residual sd."""
+    features, targets = features.double(), z.double()
+    num, size = features.shape
+    offset = targets.mean(0)
+    gram = features.mT @ features / num
+    # One observation in num of ridge: negligible unless there are few simulations.
+    gram = gram + (0.01 + size / num) * 0.1 * torch.eye(size).double()
+    slope = torch.linalg.solve(gram, features.mT @ (targets - offset) / num)
+    residual = targets - offset - features @ slope
+    rho = residual.std(0) * (num / max(num - size, num / 4)) ** 0.5
+    return slope.float(), offset.float(), rho.float()

@@ -9,20 +9,26 @@ Diffused to the level (m, s), its score is known, and as excess over the prior's
 
     score + z = m sum_k gamma_k V_k (u_k - m (1 - lambda_k) v_k) / (m^2 lambda_k + s^2)
 
-with v_k = V_k' z, u_k = V_k' mu_k(x), and gamma_k the weights of the components given
-z and x. From few simulations such a mixture, where it is near the truth, is fitted far
-better than a network: its error is that of its means and covariances alone. Where it is
-not near, the network is better. So the estimator takes
+with v_k = V_k' z, u_k = V_k' mu_k(x). The mixture of x has weights pi_k, means and
+covariances M_k and S_k, R_k' S_k R_k = 1, and
+
+    log w_k(x)    = log pi_k + log det R_k - |R_k' (x - M_k)|^2 / 2        + const
+    log gamma_k   = log w_k(x) + log N(v_k; m u_k, m^2 lambda_k + s^2)      + const
+
+From few simulations such a mixture, where it is near the truth, is fitted far better
+than a network: its error is that of its means and covariances alone. Where it is not
+near, the network is better. So the estimator takes
 
     (1 - share) network + share mixture
 
 after training, with the share in [0, 1] that has the least loss on the simulations of
-validation (stacking). The loss is a parabola in the share: three values give it
-(`refinement`).
+validation (stacking; `refinement`). Both are scores that diffusion allows (`network`),
+so their blend is.
 
-K is the fewest within one standard error of the best log p(z|x) of held-out training
-simulations. The fit is by expectation maximisation (scikit-learn), on what the network
-has for x: x itself, or its embedding.
+K is the fewest, up to 4, within one standard error of the best log p(z|x) of held-out
+training simulations, of which each component needs two for each dimension of (z, x).
+The fit is by expectation maximisation (scikit-learn), on what the network has for x: x
+itself, or its embedding.
 
 References: Wolpert (1992), Neural Networks 5, 241-259, and Breiman (1996), Machine
 Learning 24, 49-64, on stacking.
@@ -206,17 +212,3 @@ def fewest(found: list[Tensor]) -> int:
         if gap.mean() <= gap.std() / len(gap) ** 0.5:
             return k
     return 1
-
-
-def linear_fit(features: Tensor, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Ridge regression of z on standardised features: slope, offset, residual sd."""
-    features, targets = features.double(), z.double()
-    num, size = features.shape
-    offset = targets.mean(0)
-    gram = features.mT @ features / num
-    # One observation in num of ridge: negligible unless there are few simulations.
-    gram = gram + (0.01 + size / num) * 0.1 * torch.eye(size).double()
-    slope = torch.linalg.solve(gram, features.mT @ (targets - offset) / num)
-    residual = targets - offset - features @ slope
-    rho = residual.std(0) * (num / max(num - size, num / 4)) ** 0.5
-    return slope.float(), offset.float(), rho.float()

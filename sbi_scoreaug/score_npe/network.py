@@ -44,13 +44,18 @@ al. (2022), arXiv 2206.00364, on preconditioning; Zaheer et al. (2017), arXiv
 1703.06114, on deep sets.
 """
 
-import math
-
 import torch
 from torch import Tensor, nn
 
-from sbi_scoreaug.score_npe.layers import ResidualMLP, bounded, quadratic_features
-from sbi_scoreaug.score_npe.mixture import ConditionalMixture, linear_fit
+from sbi_scoreaug.score_npe.layers import (
+    NUM_FREQUENCIES,
+    ResidualMLP,
+    bounded,
+    linear_fit,
+    quadratic_features,
+    time_features,
+)
+from sbi_scoreaug.score_npe.mixture import ConditionalMixture
 
 MAX_LINEAR_FEATURES, SLOW = 500, 0.3  # SLOW: of the output layer
 # In the place of an observation that is missing: finite, since the host refuses NaN.
@@ -111,10 +116,10 @@ class PosteriorScoreNet(nn.Module):
         buffers = {"centre": centre, "scale": scale, "slope": slope, "offset": offset}
         for name, value in (buffers | {"rho": rho.clamp(min=1e-3)}).items():
             self.register_buffer(name, value)
-        self.dim, self.num_frequencies = dim, 3
-        self.theta_net = ResidualMLP(dim + 2 * self.num_frequencies, num_hidden, 1)
+        self.dim, self.num_hidden = dim, num_hidden
+        self.theta_net = ResidualMLP(dim + 2 * NUM_FREQUENCIES, num_hidden, 1)
         self.x_net = ResidualMLP(size, num_hidden, num_blocks)
-        self.time_layer = nn.Linear(2 * self.num_frequencies, num_hidden)
+        self.time_layer = nn.Linear(2 * NUM_FREQUENCIES, num_hidden)
         self.shifted_layer = nn.Linear(dim, num_hidden, bias=False)
         self.head = ResidualMLP(num_hidden, num_hidden, num_blocks)
         self.head.inputs = nn.Identity()  # sbi's ODE refuses layers that are not used
@@ -159,16 +164,13 @@ class PosteriorScoreNet(nn.Module):
         return (features - self.centre) / self.scale
 
     def pairs(self, z: Tensor, features: Tensor, m: Tensor, s: Tensor) -> Tensor:
-        """Return the excess for rows that belong together.
+        """Return posterior_score + z `(batch, dim)` for rows that belong together.
 
         Args:
             z: `(batch, dim)`.
             features: `(batch, num_features)`, from `embed`.
             m: `(batch, 1)`.
             s: `(batch, 1)`.
-
-        Returns:
-            posterior_score + z, `(batch, dim)`.
         """
         return self._join(self._particle(z, m, s), z, features, m, s)
 
@@ -207,7 +209,7 @@ class PosteriorScoreNet(nn.Module):
 
     def _particle(self, z: Tensor, m: Tensor, s: Tensor) -> Tensor:
         """What of the head's input no observation changes."""
-        time = self._time_features(m, s)
+        time = time_features(m, s)
         rows = torch.cat([z, time.expand(*z.shape[:-1], -1)], -1)
         return self.theta_net(rows) + self.time_layer(time)
 
@@ -215,22 +217,28 @@ class PosteriorScoreNet(nn.Module):
         self, particle: Tensor, z: Tensor, features: Tensor, m: Tensor, s: Tensor
     ) -> Tensor:
         """The excess, with observations along the second to last dimension."""
-        size = features.shape[-1] - self.mixture.num_embedded
-        features, mixture = features.split([size, self.mixture.num_embedded], -1)
+        num_mixture = self.mixture.num_embedded
+        own, mixture = features.split(
+            [features.shape[-1] - num_mixture, num_mixture], -1
+        )
         if self.mixture.alone and not torch.is_grad_enabled():  # else: as for `head`
             return self.mixture.excess(z, mixture, m, s)
-        rho = self.rho[0]
-        if self.max_set_size > 1:
-            features, rho = features.split([size - self.dim, self.dim], -1)
-        size = features.shape[-1] - self.dim
-        embedded, linear = features.split([size, self.dim], -1)
+        network = self._network(particle, z, own, m, s)
+        return self.mixture.blend(network, z, mixture, m, s)
+
+    def _network(
+        self, particle: Tensor, z: Tensor, features: Tensor, m: Tensor, s: Tensor
+    ) -> Tensor:
+        """The excess without the mixture."""
+        ends = [self.num_hidden, self.num_hidden + self.dim]
+        embedded, linear, rho = features.tensor_split(ends, -1)
+        rho = rho if self.max_set_size > 1 else self.rho[0]
         spread = (m**2 * rho**2 + s**2).sqrt()
         # Two products in place of one: the first is shared by all observations.
         hidden = embedded - self.shifted_layer(m * linear / spread)
         hidden = particle + self.shifted_layer(z / spread) + hidden
         if not self.bounded:
-            net = self.output(self.head.residual(hidden))
-            return self.mixture.blend(net / s + z, z, mixture, m, s)
+            return self.output(self.head.residual(hidden)) / s + z
         forms = quadratic_features(z, linear, rho, m, s)
         hidden = hidden + self.quadratic_layer(forms)
         net = SLOW * self.output(self.head.residual(hidden))
@@ -239,12 +247,4 @@ class PosteriorScoreNet(nn.Module):
         explained = (1 - rho**2).clamp(min=1e-3)
         slope = explained * (1 + bounded(b, 1 / explained - 1))
         base = (1 + bounded(a)) * linear - slope * m * z
-        excess = m / spread * (factor * base / spread + c)
-        return self.mixture.blend(excess, z, mixture, m, s)
-
-    def _time_features(self, m: Tensor, s: Tensor) -> Tensor:
-        """Sinusoids of log (s/m), which runs from about -4 to 3."""
-        level = (s / m).log() / 8
-        octaves = 2.0 ** torch.arange(self.num_frequencies, device=m.device) / 2
-        angles = math.pi * level * octaves
-        return torch.cat([angles.sin(), angles.cos()], -1)
+        return m / spread * (factor * base / spread + c)

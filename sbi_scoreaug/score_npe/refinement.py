@@ -46,34 +46,46 @@ class Refinement(MixedTargetTraining):
     @torch.no_grad()
     def _blend_mixture(self, estimator: Any) -> None:
         """Give the mixture the share that has the least loss in validation."""
-        net = estimator.eval().net
+        mixture, embed = estimator.eval().net.mixture, estimator.net.embed
         theta, x = self._rows(self.train_indices[:MAX_ROWS])
-        features = torch.cat([net.features(rows) for rows in x.split(1000)])
-        if not net.mixture.fit(estimator.to_z(theta), features):
+        features = torch.cat([estimator.net.features(rows) for rows in x.split(1000)])
+        if not mixture.fit(estimator.to_z(theta), features):
             return
-        num, losses = len(self.val_indices), torch.zeros(3, dtype=torch.float64)
-        with torch.random.fork_rng(devices=[]):
+        theta, x = self._rows(self.val_indices)
+        z, embedded = estimator.to_z(theta), torch.cat(list(map(embed, x.split(1000))))
+        products = torch.zeros(2, dtype=torch.float64)
+        with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
             torch.manual_seed(0)
-            # In an order that is never the same, since noise follows the order.
-            order = torch.randperm(num * max(1, NUM_LOSSES // num)) % num
-            for rows in order.split(1000):
-                losses += self._losses_of_shares(estimator, rows)
-        net.mixture.share.fill_(least_loss(*losses.tolist()))
-        if not net.mixture.share:
-            net.mixture.clear()
+            rows = torch.arange(len(z)).repeat(max(1, NUM_LOSSES // len(z)))
+            for part in rows.split(1000):
+                products += self._products(estimator, z, embedded, part)
+        mixture.share.fill_(float(products[0] / products[1]))
+        mixture.share.nan_to_num_(0.0).clamp_(0.0, 1.0)
+        if not mixture.share:
+            mixture.clear()
 
-    def _losses_of_shares(self, estimator: Any, rows: Tensor) -> Tensor:
-        """Sums of losses at shares of 0, 1/2 and 1, over rows of validation."""
-        theta, x = self._rows(self.val_indices[rows])
-        times, losses = estimator.train_schedule(len(rows)), []
+    def _products(
+        self, estimator: Any, z: Tensor, embedded: Tensor, rows: Tensor
+    ) -> Tensor:
+        """Sums of w d (target - network) and w d^2, with d = mixture - network.
+
+        The loss w (network + share d - target)^2 is least at their ratio.
+        """
         if self._validation_scores is not None:
-            g, known = (part[rows].to(theta.device) for part in self._validation_scores)
+            g, known = (part[rows].to(z.device) for part in self._validation_scores)
             estimator.batch_scores = self._mixed_target, g, known
-        for share in (0.0, 0.5, 1.0):
-            estimator.net.mixture.share.fill_(share)
-            losses.append(estimator.loss(theta, x, times).double().sum().cpu())
+        times = estimator.train_schedule(len(rows))
+        noise = torch.randn(len(rows), z.shape[1], device=z.device).to(z)
+        z_t, target, weight = estimator.denoising(z[rows], times, noise)
         estimator.batch_scores = None
-        return torch.stack(losses)
+        m, s = estimator.mean_t_fn(times), estimator.std_fn(times)
+        scores = []
+        for share in (0.0, 1.0):
+            estimator.net.mixture.share.fill_(share)
+            scores.append(estimator.net.pairs(z_t, embedded[rows], m, s) - z_t)
+        network, gap = scores[0], scores[1] - scores[0]
+        products = weight * gap * (target - network), weight * gap**2
+        return torch.stack([p.double().sum().cpu() for p in products])
 
     def _set_anchors(self, estimator: Any) -> None:
         """Centre with scores; without them, only on all that the prior gave."""
@@ -84,21 +96,6 @@ class Refinement(MixedTargetTraining):
         theta, x = self._rows(self.train_indices[:MAX_ANCHORS])
         unbiased = not self._rows_were_dropped and _look_normal(estimator.to_z(theta))
         estimator.set_anchors(theta if unbiased else None, x)
-
-
-def least_loss(at_0: float, middle: float, at_1: float) -> float:
-    """Where in [0, 1] the parabola through its values at 0, 1/2 and 1 is least.
-
-    Example:
-        >>> least_loss(4.0, 1.0, 2.0)  # 8 (share - .625)^2 + .875
-        0.625
-        >>> least_loss(1.0, 2.0, 4.0), least_loss(2.0, 1.0, 0.5)
-        (0.0, 1.0)
-    """
-    curvature = 2 * (at_0 - 2 * middle + at_1)
-    if curvature <= 0:
-        return float(at_1 < at_0)
-    return min(max(0.5 - (at_1 - at_0) / (2 * curvature), 0.0), 1.0)
 
 
 def _look_normal(z: Tensor) -> bool:
