@@ -200,9 +200,14 @@ def test_logs_are_found_by_the_name_of_the_trainer(name, monkeypatch, tmp_path):
 
 def test_pictures_take_samples_and_ranks():
     samples = built("NRE_A").sample((20,), **QUIET)
-    marginal_plot(samples, limits=LIMITS)
-    sbc_rank_plot(torch.randint(0, 20, (30, 2)), 20, num_bins=5)
-    plot_tarp(torch.linspace(0, 1, 5), torch.linspace(0, 1, 5))
+    ranks = torch.randint(0, 20, (30, 2))
+    drawn = [
+        marginal_plot(samples, limits=LIMITS),
+        sbc_rank_plot(ranks, 20, num_bins=5),
+        plot_tarp(torch.linspace(0, 1, 5), torch.linspace(0, 1, 5)),
+    ]
+    for figure, _ in drawn:
+        assert figure.axes and any(ax.has_data() for ax in figure.axes)
     plt.close("all")
 
 

@@ -282,7 +282,9 @@ def _sbc_and_tarp(name, num_datasets, num_samples):
 
 @pytest.mark.parametrize("name", ["NRE_A", "NPE_C", "ACE"])
 def test_simulation_based_calibration_coverage_and_tarp(name):
-    _sbc_and_tarp(name, 4, 6)
+    ranks, theta, dap = _sbc_and_tarp(name, 4, 6)
+    assert ranks.shape == theta.shape == dap.shape
+    assert (ranks >= 0).all() and (ranks <= 6).all()
 
 
 @pytest.mark.slow

@@ -14,17 +14,16 @@ from sbi_scoreaug.simulators import LinearGaussian
 QUIET = {"show_progress_bars": False}
 
 
-def trained(name, theta, x, score, prior, **options):
+def numbers(name, theta, x, score, prior, **options):
+    """Train; return all weights and three values of the potential."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         trainer = new_drop_in(name, prior=prior)
         trainer.append_simulations(theta, x, score=score, score_check=False)
         estimator = train(trainer, **{**EPOCH, **options})
-    assert weights_of(estimator).isfinite().all()
     own = {"beta": 1.0} if name == "ACE" else {}
     potential = trainer.build_posterior(**own).potential(theta[:3], x=x[:1])
-    assert potential.isfinite().all()
-    return trainer
+    return torch.cat([weights_of(estimator), potential])
 
 
 @every_trainer
@@ -32,7 +31,7 @@ def test_scores_from_a_millionth_to_a_million(name):
     theta, x, score = simulations(60)
     unit = torch.tensor([1e6, 1e-6])
     prior = MultivariateNormal(torch.zeros(2), torch.diag(unit.square()))
-    trained(name, unit * theta, x, score / unit, prior)
+    assert numbers(name, unit * theta, x, score / unit, prior).isfinite().all()
 
 
 @every_trainer
@@ -40,7 +39,7 @@ def test_components_that_are_constant(name):
     theta, x, score = simulations(60)
     x = torch.cat([x, torch.full((60, 1), 3.0)], 1)
     score[:, 1] = 0.0
-    trained(name, theta, x, score, SIMULATOR.prior)
+    assert numbers(name, theta, x, score, SIMULATOR.prior).isfinite().all()
 
 
 @pytest.mark.parametrize("dim", [1, 50])
@@ -48,7 +47,8 @@ def test_components_that_are_constant(name):
 def test_one_parameter_and_fifty(name, dim):
     simulator = LinearGaussian(dim=dim)
     theta, x, score = simulations(200, simulator)
-    trained(name, theta, x, score, simulator.prior, training_batch_size=60)
+    found = numbers(name, theta, x, score, simulator.prior, training_batch_size=60)
+    assert found.isfinite().all()
 
 
 @every_trainer
@@ -56,16 +56,16 @@ def test_scores_in_double_precision_are_those_in_single(name):
     theta, x, score = simulations(60)
     found = []
     for given in (score, score.double()):
-        trainer = trained(name, theta, x, given, SIMULATOR.prior)
-        found.append(weights_of(trainer._neural_net))
-    assert torch.equal(*found)
+        found.append(numbers(name, theta, x, given, SIMULATOR.prior))
+    assert found[0].isfinite().all() and torch.equal(*found)
 
 
 @pytest.mark.parametrize("name", ["NLE_A", "NPE_C", "NPSE", "ACE"])
 def test_batches_of_one(name):
     """Ratio estimation contrasts the rows of a batch: two at least, as in sbi."""
     theta, x, score = simulations(30)
-    trained(name, theta, x, score, SIMULATOR.prior, training_batch_size=1)
+    found = numbers(name, theta, x, score, SIMULATOR.prior, training_batch_size=1)
+    assert found.isfinite().all()
 
 
 @pytest.mark.parametrize("name", ["NRE_A", "NLE_A", "NPSE", "ACE"])

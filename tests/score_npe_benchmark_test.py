@@ -6,6 +6,7 @@ import torch
 from sbi_scoreaug.benchmarks import score_npe
 from sbi_scoreaug.benchmarks.cells import read_rows
 from sbi_scoreaug.benchmarks.score_npe import TABLES, ExactScores, main
+from sbi_scoreaug.benchmarks.score_npe_bounded import PLACES
 from sbi_scoreaug.benchmarks.score_npe_cost import peak_megabytes
 from sbi_scoreaug.benchmarks.score_npe_exact import (
     EXACT_METHODS,
@@ -27,7 +28,7 @@ from sbi_scoreaug.benchmarks.score_npe_report import (
     modes_table,
     trained_table,
 )
-from sbi_scoreaug.benchmarks.score_npe_trained import METHODS, PLACES, draw
+from sbi_scoreaug.benchmarks.score_npe_trained import METHODS, draw
 
 
 @pytest.mark.parametrize("problem", PROBLEMS)
