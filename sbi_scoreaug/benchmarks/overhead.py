@@ -166,9 +166,7 @@ def table(rows: list[Row]) -> str:
             for variant in ("plain", "score")
         )
         memory = ", ".join(f"{row[f'{variant} MB']:.0f}" for variant in VARIANTS)
-        few = " (3 rounds)" if row["rounds"] == 3 else ""
-        cells = [row["trainer"], row["setting"] + few]
-        cells += [f"{row['host ms']:.2f}", *ratios]
+        cells = [row["trainer"], row["setting"], f"{row['host ms']:.2f}", *ratios]
         lines.append(f"| {' | '.join([*cells, ', '.join(totals), memory])} |")
     return "\n".join(lines)
 
@@ -202,7 +200,7 @@ def main(argv: Sequence[str]) -> None:
             provenance("overhead", argv),
             str(__doc__).split("\n\n", 1)[1].strip(),
             "Ratios are to sbi's class in the same run; bold is above the bar. Spread: "
-            "largest less smallest ratio over 9 rounds, or 3 where it says so.",
+            "largest less smallest ratio over 9 rounds.",
             table(rows),
             "## Where the time goes\n\nShares of CPU time by operation of torch.",
             "\n".join(profiles),

@@ -1,7 +1,8 @@
 r"""Sets of observations: samplers with exact scores, trained networks, a box, cost.
 
-Four tables, described in `score_npe_exact` (1), `score_npe_trained` (2, 3) and
-`score_npe_cost` (4). Fresh sets have seeds 1, 2, .. unless `--first-set` says others.
+Four tables, described in `score_npe_exact` (1), `score_npe_trained` (2),
+`score_npe_bounded` (3) and `score_npe_cost` (4). Fresh sets have seeds 1, 2, .. unless
+`--first-set` says others.
 """
 
 from __future__ import annotations
@@ -11,7 +12,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from sbi_scoreaug.benchmarks import score_npe_cost, score_npe_exact, score_npe_trained
+from sbi_scoreaug.benchmarks import (
+    score_npe_bounded,
+    score_npe_cost,
+    score_npe_exact,
+    score_npe_trained,
+)
 from sbi_scoreaug.benchmarks.cells import (
     Row,
     benchmark_parser,
@@ -19,6 +25,7 @@ from sbi_scoreaug.benchmarks.cells import (
     read_rows,
     run_cells,
 )
+from sbi_scoreaug.benchmarks.score_npe_bounded import bounded_cell, bounded_cells
 from sbi_scoreaug.benchmarks.score_npe_cost import cost_cell, cost_cells
 from sbi_scoreaug.benchmarks.score_npe_exact import (
     EXACT_METHODS,
@@ -41,8 +48,6 @@ from sbi_scoreaug.benchmarks.score_npe_report import (
 )
 from sbi_scoreaug.benchmarks.score_npe_trained import (
     METHODS,
-    bounded_cell,
-    bounded_cells,
     trained_cell,
     trained_cells,
 )
@@ -93,7 +98,7 @@ TABLES = {
         bounded_cell,
         bounded_table,
         plot_bounded,
-        score_npe_trained,
+        score_npe_bounded,
     ),
     4: Table(
         "cost",
@@ -138,9 +143,12 @@ def main(argv: Sequence[str]) -> None:
         if rows:
             table.plot(rows, path.with_suffix(".png"))
             about = table.about.__doc__.split("\n\n", 1)[1].strip()
-            parts += [f"## {table.title}"]
-            parts += [about] if number != 3 else []
-            parts += [f"![{table.title}]({path.stem}.png)", table.show(rows)]
+            parts += [
+                f"## {table.title}",
+                about,
+                f"![{table.title}]({path.stem}.png)",
+                table.show(rows),
+            ]
     report = "\n\n".join(parts)
     (out / ("quick.md" if quick else "README.md")).write_text(report + "\n")
     print(f"\n{report}\n\nWritten to {out}/ after {time.time() - start:.0f} s.")

@@ -10,9 +10,9 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from sbi_scoreaug.benchmarks.cells import Row
+from sbi_scoreaug.benchmarks.score_npe_bounded import PLACES
 from sbi_scoreaug.benchmarks.score_npe_metrics import split
 from sbi_scoreaug.benchmarks.score_npe_report import per_set, select
-from sbi_scoreaug.benchmarks.score_npe_trained import PLACES
 from sbi_scoreaug.panels import save_figure
 
 STYLES = {

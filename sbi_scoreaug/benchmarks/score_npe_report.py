@@ -6,10 +6,11 @@ from statistics import mean, median, stdev
 from typing import Any
 
 from sbi_scoreaug.benchmarks.cells import Row
+from sbi_scoreaug.benchmarks.score_npe_bounded import PLACES
 from sbi_scoreaug.benchmarks.score_npe_exact import FLOOR
 from sbi_scoreaug.benchmarks.score_npe_exact import OWN as OWN_EXACT
 from sbi_scoreaug.benchmarks.score_npe_metrics import split, summary
-from sbi_scoreaug.benchmarks.score_npe_trained import OWN, PLACES
+from sbi_scoreaug.benchmarks.score_npe_trained import OWN
 
 DEFAULT = "ScoreNPE"
 BUILT_LIKE_PEERS = ("composed", "langevin")  # the paper's: no bar is set for them

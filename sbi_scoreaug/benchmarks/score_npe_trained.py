@@ -1,14 +1,12 @@
-r"""Tables 2 and 3 of score_npe: samplers on trained networks.
+r"""Table 2 of score_npe: samplers on trained networks.
 
-*Table 2.* `ScoreNPE` and sbi's `NPSE` (VP, otherwise defaults) are trained on N single
+`ScoreNPE` and sbi's `NPSE` (VP, otherwise defaults) are trained on N single
 simulations, NPSE for as many epochs as ScoreNPE took until its own stop: the same
 number of optimiser steps. A flow, sbi's NPE with a spline flow and a permutation-
 invariant embedding, is trained for every n anew, on N / n sets. All are held against
 exact samples of fresh sets. On the bimodal task, `modes` is the error of the share of
 samples on one side: 0.5 if a mode is lost. *Network alone*: without the mixture of
 Gaussians that stands beside it.
-
-*Table 3.* A box prior, true parameters in the centre, on an edge and in a corner.
 """
 
 from __future__ import annotations
@@ -76,7 +74,6 @@ PLAN: tuple[tuple[tuple[str, ...], tuple[int, ...], tuple[int, ...]], ...] = (
     (PEERS, (3000, 30_000), (1,)),
 )
 BOUNDED = "bounded"
-PLACES = {"centre": (0.0, 0.0), "edge": (1.0, 0.0), "corner": (1.0, 1.0)}
 SIMULATIONS = 10_000  # added to a network's seed: never the seed of a fresh set
 
 
@@ -195,25 +192,6 @@ def _errors(drawn: Tensor, reference: Reference) -> dict[str, float]:
     return {**reference.errors(drawn), "modes": modes}
 
 
-def bounded_cell(place: str, method: str, budget: int, seed: int, sets: int) -> Row:
-    """Table 3: the share inside the box, errors and CPU seconds of 8 observations."""
-    simulator = simulator_of(BOUNDED)
-    posterior, *_ = trained(BOUNDED, network_of(method), budget, 1, seed)
-    theta, found = torch.tensor(PLACES[place]).double().expand(8, -1), []
-    for k in range(sets):
-        torch.manual_seed(k + 1)
-        x = simulator(theta)
-        reference = Reference(simulator.reference_samples(2000, x))
-        start = time.process_time()
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            drawn = draw(method, posterior, x, 1000)
-        seconds = time.process_time() - start
-        inside = float((drawn.abs() <= 1).all(1).double().mean())
-        found.append({"inside": inside, **reference.errors(drawn), "cpu": seconds})
-    return {key: join([one[key] for one in found]) for key in found[0]}
-
-
 def trained_cells(quick: bool, methods: Sequence[str], first_set: int) -> list[Row]:
     """Return the settings of table 2 in the order of `PLAN`.
 
@@ -246,16 +224,3 @@ def _cell(
     cell: Row = {"problem": problem, "method": method, "budget": budget}
     cell |= {"num_observations": n, "seed": seed, "sets": share.sets}
     return cell | {"samples": share.samples, "first_set": first}
-
-
-def bounded_cells(quick: bool) -> list[Row]:
-    """Return the settings of table 3."""
-    budget = 1000 if quick else 10_000
-    sets = {"ScoreNPE": 2} if quick else {"ScoreNPE": 10, "NPSE auto_gauss": 1}
-    seeds = (1,) if quick else (1, 2, 3)
-    return [
-        {"place": p, "method": m, "budget": budget, "seed": seed, "sets": k}
-        for m, k in sets.items()
-        for seed in (seeds if m in OWN else seeds[:1])
-        for p in PLACES
-    ]
