@@ -20,6 +20,7 @@ from sbi_scoreaug.benchmarks.score_npe_metrics import (
     split,
     summary,
 )
+from sbi_scoreaug.benchmarks.score_npe_plots import STYLES
 from sbi_scoreaug.benchmarks.score_npe_report import (
     bounded_table,
     cost_table,
@@ -155,6 +156,11 @@ def test_methods_know_their_networks():
     assert posterior.seen[1]["iid_method"] == "gauss"
     draw("ScoreNPE", posterior, x, 10)
     assert "iid_method" not in posterior.seen[1]
+
+
+@pytest.mark.parametrize("method", [*EXACT_METHODS, *METHODS])
+def test_every_method_can_be_drawn(method):
+    assert STYLES[method.replace("NPSE", "sbi")]
 
 
 def test_memory_is_in_megabytes():
