@@ -27,7 +27,8 @@ from sbi.analysis import (
 )
 from sbi.diagnostics import get_nltp
 from sbi.diagnostics.lc2st import LC2ST_NF
-from sbi.inference import EnsemblePosterior
+from sbi.diagnostics.misspecification import calc_misspecification_logprob
+from sbi.inference import EnsemblePosterior, MarginalTrainer
 from sbi.neural_nets import posterior_nn
 from sbi.utils import (
     BoxUniform,
@@ -177,6 +178,17 @@ def test_lc2st_in_the_base_space_of_our_flow():
     )
     pp_plot_lc2st([probabilities], null, 0.05, labels=["ours"], colors=["r"])
     plt.close("all")
+
+
+@pytest.mark.filterwarnings("ignore:.*Proceeding with logprob test")
+def test_the_marginal_of_our_simulations_tells_a_strange_observation():
+    torch.manual_seed(0)
+    _, x, _ = with_data("NLE_A", num_simulations=200).get_simulations()
+    marginal = MarginalTrainer(density_estimator="maf", show_progress_bars=False)
+    marginal = marginal.append_samples(x[100:]).train(max_num_epochs=20)
+    for x_o, strange in ((x[:100].mean(0), False), (x[:100].mean(0) + 30, True)):
+        _, rejected = calc_misspecification_logprob(x[:100], x_o[None], marginal)
+        assert rejected == strange
 
 
 # --- Pictures and logs ---------------------------------------------------------------

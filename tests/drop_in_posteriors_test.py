@@ -147,13 +147,17 @@ def test_the_estimator_by_position_and_by_name(name):
 
 SLICES = ("slice_np", "slice_np_vectorized")
 GRADIENTS = ("hmc_pyro", "nuts_pyro")
+PYMC = ("slice_pymc", "hmc_pymc", "nuts_pymc")
 WITH_MCMC = [name for name, pair in DROP_INS.items() if "mcmc" in pair.samplers]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", SLICES + GRADIENTS)
+@pytest.mark.parametrize("method", SLICES + GRADIENTS + PYMC)
 @pytest.mark.parametrize("name", WITH_MCMC)
 def test_markov_chains(name, method):
+    if method in PYMC:
+        pytest.importorskip("pymc")
+
     def attempt(ours):
         chains = MCMCPosteriorParameters(
             method=method, num_chains=2, warmup_steps=2, thin=1
