@@ -2,8 +2,12 @@
 
 import pytest
 import torch
+from sbi.utils import BoxUniform, MultipleIndependent
+from torch.distributions import Normal
 
-from sbi_scoreaug.score_npe.layers import LARGEST, bounded
+from sbi_scoreaug.score_npe.coordinates import normal_coordinates
+from sbi_scoreaug.score_npe.estimator import FactorizedScoreEstimator
+from sbi_scoreaug.score_npe.layers import LARGEST, blurred_slope, bounded
 from sbi_scoreaug.score_npe.network import PosteriorScoreNet
 
 LEVELS = [(0.9995, 0.03), (0.6, 0.8), (0.08, 0.9968)]
@@ -67,3 +71,60 @@ def test_bounded_is_the_identity_for_small_values():
     torch.testing.assert_close(bounded(values), values, rtol=1e-4, atol=0)
     assert bounded(torch.tensor(1e9)) == LARGEST
     assert bounded(torch.tensor(-1e9), 0.5) == -0.5
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_the_blurred_slope_is_the_mean_slope_given_z_t(level):
+    """Relative to that at 0, where theta(z) = Phi(z) and z ~ N(m z_t, s^2)."""
+    m, s = level
+    z_t = torch.tensor([0.0, 0.7, 1.5, 3.0])
+    z = m * z_t[:, None] + s * torch.randn(4, 200_000)
+    slopes = Normal(0.0, 1.0).log_prob(z).exp().mean(1)
+    found = blurred_slope(z_t[:, None], *levels(m, s))[:, 0]
+    torch.testing.assert_close(found, slopes / slopes[0], rtol=0.03, atol=1e-3)
+    assert not torch.allclose(found, (-(z_t**2) / 2).exp() ** 2, atol=1e-2)  # control
+
+
+def test_coordinates_know_which_parameters_are_between_walls():
+    box, one = BoxUniform(torch.zeros(2), torch.ones(2)), torch.ones(1)
+    assert normal_coordinates(box).walls(2).tolist() == [1, 1]
+    mixed = MultipleIndependent([Normal(0 * one, one), box, Normal(0 * one, one)])
+    assert normal_coordinates(mixed).walls(4).tolist() == [0, 1, 1, 0]
+
+
+def between_walls(walls):
+    """A network of random weights that does or does not know of the box."""
+    torch.manual_seed(0)
+    prior = BoxUniform(-torch.ones(2), torch.ones(2))
+    theta = prior.sample((500,))
+    x, coordinates = theta + 0.5 * torch.randn(500, 2), normal_coordinates(prior)
+    z = coordinates.to_normal(theta)
+    net = PosteriorScoreNet(z, x, num_hidden=16, walls=walls)
+    torch.nn.init.normal_(net.output[1].weight, std=0.3)
+    estimator = FactorizedScoreEstimator(net, coordinates, x.shape[1:], 2)
+    estimator.set_anchors(theta, x)
+    return estimator, x
+
+
+def test_no_observation_says_anything_beyond_walls():
+    """Nor does the centre; in the other parameter both do."""
+    estimator, x = between_walls(torch.tensor([1.0, 0.0]))
+    embedded, z = estimator.embed(x[:8]), torch.tensor([[8.0, 8.0], [-8.0, -8.0]])
+    for t in (0.01, 0.3):
+        of_x = estimator.set_score(z, t, embedded) + z[:, None]
+        assert of_x[..., 0].abs().max() < 1e-3 < 0.1 < of_x[..., 1].abs().min()
+
+
+@pytest.mark.parametrize("walls", [None, torch.tensor([1.0, 0.0]), torch.ones(2)])
+def test_the_centre_is_taken_off_in_the_shape_of_the_error(walls):
+    """Over the anchors it explains what can be explained: nothing is left."""
+    estimator, x = between_walls(walls)
+    z, t = estimator.anchor_z, torch.tensor([0.3])
+    m, s = estimator.mean_t_fn(t), estimator.std_fn(t)
+    noise = torch.randn(z.shape, generator=torch.Generator().manual_seed(0))
+    z_t = m * z + s * noise
+    excess = estimator.net.pairs(z_t, estimator.anchor_features, m, s)
+    centre = estimator.centre(0.3)
+    fitted = estimator.net.gate(z_t, m, s) * (centre[0] + z_t @ centre[1:])
+    again = torch.linalg.lstsq(fitted[:, :1], (excess - fitted)[:, :1]).solution
+    assert fitted.square().mean() > 1e-3 and again.abs().item() < 0.02

@@ -75,6 +75,7 @@ class FactorizedScoreBuilder:
                 num_blocks=self.num_blocks,
                 parametrization=self.parametrization,
                 max_set_size=self.max_set_size,
+                walls=self.coordinates.walls(z.shape[1]),
             )
         else:
             net = self._host_network(z, x)

@@ -5,7 +5,8 @@ Averaged over x at a given z_t the true score is the prior's, -z_t, so the exces
 n times. Its regression on z_t over simulated pairs, the anchors, is therefore
 subtracted from the scores of sets. That regression has the noise of the true excess: x
 varies at a given z_t. With exact scores it is had with far less, as that of the
-network's error, the score less the mixed target of the same pair.
+network's error, the score less the mixed target of the same pair. Between walls the
+error has a factor (`PosteriorScoreNet.gate`), and so has the regression.
 """
 
 from typing import Any
@@ -80,11 +81,11 @@ class CentredScores(VPScoreEstimator):
 
     @torch.no_grad()
     def centre(self, t: float) -> Tensor | None:
-        """Return what the network's error is on average, `(1 + dim, dim)`.
+        """Return coefficients of the network's average error, `(1 + dim, dim)`.
 
-        Regression of the excess, with scores of the error, on (1, z_t) over the
-        anchors, with fixed noise; None without them. Samplers ask for the same times
-        again and again: each is computed once.
+        Regression of the excess, with scores of the error, on (1, z_t), times the
+        gate, over the anchors, with fixed noise; None without them. Samplers ask for
+        the same times again and again: each is computed once.
         """
         if self.anchor_z is None or not isinstance(self.net, PosteriorScoreNet):
             return None
@@ -109,7 +110,14 @@ class CentredScores(VPScoreEstimator):
             target = mix(self.anchor_g, known, noise.to(z), m, s)
             error = error - (target + z_t)
         design = torch.cat([torch.ones_like(z_t[:, :1]), z_t], -1).double()
-        gram = design.mT @ design
-        gram += 1e-3 * len(z) * torch.eye(len(gram)).to(gram)
-        fit = torch.linalg.solve(gram, design.mT @ error.double())
-        return fit.to(z.dtype)
+        if not net.has_walls:
+            return _ridge(design, error)
+        gates = net.gate(z_t, m, s).split(1, -1)
+        pairs = zip(gates, error.split(1, -1), strict=True)
+        return torch.cat([_ridge(gate * design, part) for gate, part in pairs], -1)
+
+
+def _ridge(design: Tensor, error: Tensor) -> Tensor:
+    gram = design.mT @ design
+    gram += 1e-3 * len(design) * torch.eye(len(gram)).to(gram)
+    return torch.linalg.solve(gram, design.mT @ error.double()).to(error.dtype)

@@ -32,6 +32,10 @@ class NormalCoordinates(nn.Module):
         """Return log |dz/dtheta| `(...)` at `theta (..., dim)`."""
         raise NotImplementedError
 
+    def walls(self, dim: int) -> Tensor:
+        """Return 1 for parameters uniform between two walls, 0 for others `(dim,)`."""
+        return torch.zeros(dim)
+
     def log_prior(self, z: Tensor) -> Tensor:
         """Return log p(z) `(...)`, the prior's density of `z (..., dim)`."""
         return -0.5 * (z.square() + math.log(2 * math.pi)).sum(-1)
@@ -113,6 +117,10 @@ class BoxCoordinates(NormalCoordinates):
         log_normal = -0.5 * z.square() - 0.5 * math.log(2 * math.pi)
         return -(log_normal + (self.high - self.low).log()).sum(-1)
 
+    def walls(self, dim: int) -> Tensor:
+        """Return 1 for each parameter."""
+        return torch.ones(dim)
+
 
 class IndependentCoordinates(NormalCoordinates):
     """Phi^-1 of the CDF of independent parameters.
@@ -172,6 +180,11 @@ class StackedCoordinates(NormalCoordinates):
     def log_abs_det(self, theta: Tensor) -> Tensor:
         """Return the sum over the blocks."""
         return torch.stack(self._each("log_abs_det", theta)).sum(0)
+
+    def walls(self, dim: int) -> Tensor:
+        """Return those of the blocks, side by side."""
+        parts = zip(self.parts, self.sizes, strict=True)
+        return torch.cat([part.walls(size) for part, size in parts])  # type: ignore[operator]
 
     def _each(self, method: str, value: Tensor) -> list[Tensor]:
         blocks = value.split(self.sizes, -1)

@@ -159,7 +159,8 @@ class FactorizedScoreEstimator(CentredScores):
         excess = self.net.all_pairs(rows, embedded, m, s)
         centre = self.centre(t)
         if centre is not None:
-            excess = excess - (centre[0] + rows @ centre[1:])[:, None]
+            error = self.net.gate(rows, m, s) * (centre[0] + rows @ centre[1:])
+            excess = excess - error[:, None]
         return excess - rows[:, None]
 
     def loss(

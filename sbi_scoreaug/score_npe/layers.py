@@ -50,6 +50,15 @@ def time_features(m: Tensor, s: Tensor) -> Tensor:
     return torch.cat([angles.sin(), angles.cos()], -1)
 
 
+def blurred_slope(z: Tensor, m: Tensor, s: Tensor) -> Tensor:
+    """The slope of theta(z) = low + (high - low) Phi(z), relative to that at 0.
+
+    That is exp(-z^2 / 2); its mean given z_t is exp(-(m z_t)^2 / (2 (1 + s^2))), up to
+    a factor that depends on s alone.
+    """
+    return (-((m * z) ** 2) / (2 * (1 + s**2))).exp()
+
+
 def quadratic_features(
     z: Tensor, xhat: Tensor, rho: Tensor, m: Tensor, s: Tensor
 ) -> Tensor:

@@ -26,6 +26,9 @@ below 4 (`bounded`). Else the ODE of `log_prob` can run away far from all simula
 
 After training a mixture of Gaussians may take a share of the score (`mixture`).
 
+*Walls.* theta(z) of a parameter uniform between walls is flat near them, and so is
+the likelihood: net has the factor `blurred_slope`, the shape of dtheta/dz.
+
 *Shape.* Residual MLPs for theta and for x, sinusoids of time, and a residual MLP on
 their sum. As in the paper three embeddings meet; here they meet by addition, a linear
 layer of their concatenation, so that each is computed once for all pairs of a particle
@@ -50,6 +53,7 @@ from torch import Tensor, nn
 from sbi_scoreaug.score_npe.layers import (
     NUM_FREQUENCIES,
     ResidualMLP,
+    blurred_slope,
     bounded,
     linear_fit,
     quadratic_features,
@@ -74,6 +78,7 @@ class PosteriorScoreNet(nn.Module):
         num_blocks: Residual blocks of each of the three parts.
         parametrization: "bounded" or "noise".
         max_set_size: The largest set that the network takes, m.
+        walls: 1 for parameters uniform between walls, else 0 `(dim,)`; None if none is.
     """
 
     rho: Tensor
@@ -81,6 +86,7 @@ class PosteriorScoreNet(nn.Module):
     scale: Tensor
     slope: Tensor
     offset: Tensor
+    walls: Tensor
 
     def __init__(
         self,
@@ -92,6 +98,7 @@ class PosteriorScoreNet(nn.Module):
         num_blocks: int = 2,
         parametrization: str = "bounded",
         max_set_size: int = 1,
+        walls: Tensor | None = None,
     ) -> None:
         super().__init__()
         dim, m = z.shape[1], max_set_size
@@ -114,7 +121,10 @@ class PosteriorScoreNet(nn.Module):
                 fits = [linear_fit(sets[:, :k].mean(1), z) for k in range(1, m + 1)]
                 slope, offset, rho = map(torch.stack, zip(*fits, strict=True))
         buffers = {"centre": centre, "scale": scale, "slope": slope, "offset": offset}
-        for name, value in (buffers | {"rho": rho.clamp(min=1e-3)}).items():
+        walls = torch.zeros(dim) if walls is None else walls
+        self.has_walls = self.bounded and bool(walls.any())
+        buffers |= {"rho": rho.clamp(min=1e-3), "walls": walls.to(z)}
+        for name, value in buffers.items():
             self.register_buffer(name, value)
         self.dim, self.num_hidden = dim, num_hidden
         self.theta_net = ResidualMLP(dim + 2 * NUM_FREQUENCIES, num_hidden, 1)
@@ -182,6 +192,10 @@ class PosteriorScoreNet(nn.Module):
         particle = self._particle(z, m, s)[:, None]
         return self._join(particle, z[:, None], features, m, s)
 
+    def gate(self, z: Tensor, m: Tensor, s: Tensor) -> Tensor:
+        """Return the factor of net that walls bring, `(..., dim)` or 1."""
+        return blurred_slope(z, m, s) ** self.walls if self.has_walls else m.new_ones(1)
+
     def loss_weight(self, m: Tensor, s: Tensor) -> Tensor:
         """Return the weight of squared errors of the score at a level.
 
@@ -247,4 +261,4 @@ class PosteriorScoreNet(nn.Module):
         explained = (1 - rho**2).clamp(min=1e-3)
         slope = explained * (1 + bounded(b, 1 / explained - 1))
         base = (1 + bounded(a)) * linear - slope * m * z
-        return m / spread * (factor * base / spread + c)
+        return self.gate(z, m, s) * m / spread * (factor * base / spread + c)
