@@ -223,6 +223,21 @@ def test_embedded_data_are_fitted_too():
     assert share_of(estimator) > 0.3
 
 
+@pytest.mark.parametrize(("share", "steps"), [(None, 0), (0.5, 0), (0.7, 12)])
+def test_samples_are_polished_where_it_leads(share, steps):
+    trainer, estimator = trained(FLIP)
+    if share is None:
+        estimator.net.mixture.clear()
+    else:
+        estimator.net.mixture.share.fill_(share)
+    posterior = trainer.build_posterior(estimator)
+    x = FLIP(FLIP.prior.sample((3,)))
+    posterior.sample((20,), x=x, show_progress_bars=False)
+    assert posterior.diagnostics[0].evaluations == 23 + 2 * steps + (steps > 0)
+    posterior.sample((20,), x=x, show_progress_bars=False, minibatch=2)
+    assert posterior.diagnostics[0].acceptance is None
+
+
 def test_alone_it_needs_no_network():
     """Where its share is 1, samplers skip the network: the same score."""
     z = torch.randn(400, 2)

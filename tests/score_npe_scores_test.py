@@ -264,7 +264,7 @@ def test_networks_that_saw_scores_are_polished():
     plain, *_ = small_trainer()
     trainer.append_simulations(theta, x, score=score).train(**FAST)
     plain.append_simulations(theta, x).train(**FAST)
-    for one, evaluations in ((trainer, 61), (plain, 23)):
+    for one, evaluations in ((trainer, 48), (plain, 23)):
         posterior = pickle.loads(pickle.dumps(one.build_posterior()))
         posterior.sample((20,), x=x[:3], **SILENT)
         assert posterior.diagnostics[0].evaluations == evaluations

@@ -11,7 +11,8 @@ name      evaluations  when
 ========  ===========  ================================================================
 auto      23 to 99     the default, at any n. 23: the descent of `descent`, for networks
                        trained without scores; 63 for one observation
-..        61           with Metropolis steps, for networks trained with scores
+..        48           with Metropolis steps, for networks trained with scores, and for
+                       those beside which a mixture has most of the score
 ..        99           with jumps between modes too, for exact scores: their
                        `circulation` tells. Or say polish=, jump= yourself
 gauss     76 or more   few observations of very unequal precision; n pilot runs
@@ -24,8 +25,8 @@ sde, ode  the host's   one observation
 Networks trained by denoising have large relative errors at small noise, and errors add
 up over observations: polish and jumps then make samples worse, or better, depending on
 the network (best at t_last=.05). Where the mixture of Gaussians beside the network has
-most of the score, `polish=True` made nearly all samples better: see its share,
-`estimator.net.mixture.share`. For n in the thousands
+a share of .6 or more of the score, `estimator.net.mixture.share`, Metropolis steps made
+nearly all samples better, and are made. For n in the thousands
 `minibatch=b` draws b observations at each evaluation, and `damping=d`, a function of t
 with d(0) = 1, takes less of them at large noise. `max_set_size=m` in training leaves
 n / m terms to be composed. Without a network, exact scores are sampled by `sample_set`:

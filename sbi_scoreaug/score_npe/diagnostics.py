@@ -30,7 +30,6 @@ class SamplerDiagnostics:
         acceptance: Accepted fraction of the last Metropolis steps; None without any.
         jump_acceptance: Accepted fraction of jumps between modes; None without any.
         step: Last step size of the Metropolis steps; None without any.
-        num_rescued: Outliers that were replaced during the polish.
         num_replaced: Non-finite particles that were replaced, over all steps.
         effective_sample_size: Of the Feynman-Kac weights of the path, out of the
             number of samples (`feynman_kac`); None where they are not known.
@@ -62,7 +61,6 @@ class SamplerDiagnostics:
     acceptance: float | None = None
     jump_acceptance: float | None = None
     step: float | None = None
-    num_rescued: int = 0
     num_replaced: int = 0
     effective_sample_size: float | None = None
     clipped_fraction: float = 0.0

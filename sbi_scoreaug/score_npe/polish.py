@@ -16,10 +16,6 @@ of J = Cov(U) over the cloud, which is the inverse curvature of a Gaussian even 
 cloud is still too wide or too narrow; odd steps take C. It is adapted to the cloud
 itself, a bias of order one over the number of particles.
 
-*Rescue.* A particle lost in the tail is rejected for ever. One less probable than a
-random member of the core, along the line between them, by more than
-5 + d/2 + 2 sqrt(2 d) nats is replaced by it: far too much for a mode of its own weight.
-
 References: Cotter, Roberts, Stuart & White (2013), arXiv 1202.0709; line integrals of
 scores: Sjöberg et al. (2023), arXiv 2307.14012.
 """
@@ -44,7 +40,7 @@ class Polish:
     Args:
         score: U at the last level, `(batch, dim) -> (batch, dim)`.
         theta: Particles `(num_particles, dim)`.
-        diagnostics: Takes acceptance, step and the number of rescued particles.
+        diagnostics: Takes acceptance and step.
     """
 
     def __init__(
@@ -96,23 +92,6 @@ class Polish:
         inner_scale, inner_basis = _eigh(root @ curvature @ root)
         inner = (inner_basis / inner_scale.sqrt()) @ inner_basis.mT
         return _eigh(root @ inner @ root)
-
-    def rescue(self) -> None:
-        """Replace hopeless outliers by members of the core; 13 evaluations."""
-        theta = self.theta
-        centre = theta.median(0).values
-        deviation = (theta - centre).abs()
-        scale = deviation.median(0).values.clamp(min=1e-12)
-        distance = (deviation / scale).square().sum(1)
-        core = theta[distance <= distance.quantile(0.9)]
-        other = core[torch.randint(len(core), (len(theta),), device=theta.device)]
-        dim = theta.shape[1]
-        hopeless = 5 + dim / 2 + 2 * (2 * dim) ** 0.5
-        gain = line_integral(self.score, theta, other).nan_to_num(torch.inf)
-        lost = gain > hopeless
-        self.theta = torch.where(lost[:, None], other, theta)
-        self.diagnostics.num_rescued += int(lost.sum())
-        self.value = self.score(self.theta)
 
 
 def line_integral(

@@ -220,10 +220,14 @@ class FactorizedPosterior(SetDensities):
         return estimator.from_z(z.float()), diagnostics
 
     def _polishes(self, score: ComposedScore) -> bool:
-        """Whether Metropolis steps make samples better: with learned scores, rarely.
+        """Whether Metropolis steps make samples better: with learned scores, sometimes.
 
-        Of networks trained by denoising alone they sample the error at small noise;
-        minibatches make acceptance random.
+        Of networks trained by denoising alone they sample the error at small noise,
+        unless a mixture leads; minibatches make acceptance random.
         """
-        trained = bool(self.vector_field_estimator.trained_with_scores)
-        return trained and score.num_observations > 1 and score.minibatch is None
+        estimator = self.vector_field_estimator
+        mixture = getattr(estimator.net, "mixture", None)
+        leads = mixture is not None and mixture.leads
+        if score.num_observations == 1 or score.minibatch is not None:
+            return False
+        return leads or bool(estimator.trained_with_scores)
