@@ -16,7 +16,11 @@ from sbi_scoreaug.errors import (
     InvalidTypeError,
 )
 from sbi_scoreaug.score_npe import SAMPLERS, ComposedScore, VPSchedule, sample_set
-from sbi_scoreaug.score_npe.circulation import LARGEST_TRUSTED, circulation
+from sbi_scoreaug.score_npe.circulation import (
+    LARGEST_EXACT,
+    LARGEST_TRUSTED,
+    circulation,
+)
 from sbi_scoreaug.score_npe.diagnostics import SamplerDiagnostics
 from sbi_scoreaug.score_npe.gauss import MeanGauss, ObservationGauss
 from sbi_scoreaug.score_npe.jumps import CloudMixture
@@ -263,6 +267,10 @@ def test_default_polishes_gradients_only():
     _, learned = sample_set(wrong, SCHEDULE, 400, 2)
     assert learned.circulation > LARGEST_TRUSTED
     assert learned.acceptance is None and learned.evaluations == 25
+    slightly = turned(exact_score(simulator, x), 3e-4)
+    _, nearly = sample_set(slightly, SCHEDULE, 400, 2)
+    assert LARGEST_EXACT < nearly.circulation < LARGEST_TRUSTED
+    assert nearly.evaluations == 50 and nearly.jump_acceptance is None
     _, asked = sample_set(wrong, SCHEDULE, 300, 2, polish=True)
     assert asked.circulation is None and asked.evaluations == 48
 

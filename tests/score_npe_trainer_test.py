@@ -64,7 +64,8 @@ def test_sets_against_the_exact_posterior(trained, num_observations):
     assert ((samples.std(0) / std).log().abs() < 0.25).all()
     prior = simulator.prior.sample((1000,))
     assert ((prior.std(0) / std).log().abs() > 0.25).all()
-    assert posterior.diagnostics[0].evaluations == (63 if num_observations == 1 else 23)
+    one = num_observations == 1
+    assert posterior.diagnostics[0].evaluations in ((63,) if one else range(25, 52))
 
 
 def test_log_prob_against_the_exact_posterior(trained):

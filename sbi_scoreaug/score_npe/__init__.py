@@ -9,12 +9,12 @@ an evaluation is one of the composed score:
 ========  ===========  ================================================================
 name      evaluations  when
 ========  ===========  ================================================================
-auto      23 to 99     the default, at any n. 23: the descent of `descent`, for networks
-                       trained without scores; 63 for one observation
-..        48           with Metropolis steps, for networks trained with scores, and for
-                       those beside which a mixture has most of the score
-..        99           with jumps between modes too, for exact scores: their
-                       `circulation` tells. Or say polish=, jump= yourself
+auto      25 to 99     the default, at any n. 25: the descent of `descent`; 63 for one
+                       observation
+..        48, 50       with Metropolis steps, for networks that were given scores,
+                       have a leading mixture beside them or little `circulation`
+..        99           with jumps between modes too, for exact scores without a network.
+                       Or say polish=, jump= yourself
 gauss     76 or more   few observations of very unequal precision; n pilot runs
 langevin  20,000       the paper's Algorithm 1: slow, faithful to the paper
 composed  400          the paper's Algorithm 2: right at n = 1 only, its spread tends to

@@ -5,17 +5,23 @@ trusted, Metropolis steps (`polish`) and jumps between modes (`jumps`). Networks
 by denoising alone have large relative errors at small noise, and Metropolis steps then
 sample the error. Of a score that comes without a word, its `circulation` decides; of a
 network it is known how it was trained (`posterior`): with scores, or if a mixture has
-most of the score, it is polished.
+most of the score, it is polished; else its `circulation` decides, and jumps are off.
 
 *gauss* is the same descent on `gauss.ObservationGauss`, whose covariances come from a
 pilot descent for each observation.
 """
 
+import math
+
 import torch
 from torch import Tensor
 
 from sbi_scoreaug.errors import InvalidInputError
-from sbi_scoreaug.score_npe.circulation import LARGEST_TRUSTED, circulation
+from sbi_scoreaug.score_npe.circulation import (
+    LARGEST_EXACT,
+    LARGEST_TRUSTED,
+    circulation,
+)
 from sbi_scoreaug.score_npe.composition import ComposedScore, require_count
 from sbi_scoreaug.score_npe.descent import descend
 from sbi_scoreaug.score_npe.diagnostics import SamplerDiagnostics
@@ -46,9 +52,9 @@ def auto(
         task: The set, and what to draw; at least max(300, 10 dim) particles are run.
         polish: Whether the score can be trusted at `t_last`. None: if there are several
             observations and parameters, and the score is the gradient of a density as
-            far as `circulation` can tell; then jumps are made too.
+            far as `circulation` can tell.
         jump: Whether the score can be trusted between modes too: then each particle
-            makes 3 jumps. None: as `polish` says.
+            makes 3 jumps. None: if it is a gradient to 1e-4 nats.
         num_steps: Steps of the descent. None: 20, and 60 for one observation, whose
             samples are not corrected afterwards.
         t_last: The last noise level; (s/m)^2 there should be at most .01 of the
@@ -83,8 +89,9 @@ def auto(
         return task.score(at, t_last)
 
     if polish is None:
-        polish = bool(jump) or _can_be_trusted(task, score, m * theta)
-        jump = polish if jump is None else jump
+        around = 0.0 if jump else _circulation(task, score, m * theta)
+        polish = around <= LARGEST_TRUSTED
+        jump = around <= LARGEST_EXACT if jump is None else jump
     if polish:
         chains = Polish(score, m * theta, task.diagnostics)
         polish = _polish(chains, polish_steps, bool(jump))
@@ -106,12 +113,12 @@ def _warn_of_spread(diagnostics: SamplerDiagnostics) -> None:
         )
 
 
-def _can_be_trusted(task: SamplingTask, score: SetScore, theta: Tensor) -> bool:
-    """Whether several scores were added, and their sum is the gradient of a density."""
+def _circulation(task: SamplingTask, score: SetScore, theta: Tensor) -> float:
+    """The circulation of a sum of several scores; infinite where it says nothing."""
     if task.score.num_observations == 1 or task.dim == 1:
-        return False
+        return math.inf
     task.diagnostics.circulation = circulation(score, theta)
-    return task.diagnostics.circulation <= LARGEST_TRUSTED
+    return task.diagnostics.circulation
 
 
 def _polish(chains: Polish, steps: tuple[int, int], jump: bool) -> bool:

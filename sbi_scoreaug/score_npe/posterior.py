@@ -200,6 +200,7 @@ class FactorizedPosterior(SetDensities):
         sampler = options.pop("sampler", self.sample_with)
         if sampler == "auto":
             options.setdefault("polish", self._polishes(score))
+            options.setdefault("jump", False)
         z, diagnostics = sample_set(
             score,
             estimator.schedule,
@@ -219,10 +220,10 @@ class FactorizedPosterior(SetDensities):
             )
         return estimator.from_z(z.float()), diagnostics
 
-    def _polishes(self, score: ComposedScore) -> bool:
-        """Whether Metropolis steps make samples better: with learned scores, sometimes.
+    def _polishes(self, score: ComposedScore) -> bool | None:
+        """Whether Metropolis steps make samples better; None: `circulation` decides.
 
-        Of networks trained by denoising alone they sample the error at small noise,
+        Of networks trained by denoising alone they may sample the error at small noise,
         unless a mixture leads; minibatches make acceptance random.
         """
         estimator = self.vector_field_estimator
@@ -230,4 +231,4 @@ class FactorizedPosterior(SetDensities):
         leads = mixture is not None and mixture.leads
         if score.num_observations == 1 or score.minibatch is not None:
             return False
-        return leads or bool(estimator.trained_with_scores)
+        return True if leads or estimator.trained_with_scores else None
