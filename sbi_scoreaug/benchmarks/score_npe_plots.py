@@ -30,7 +30,6 @@ STYLES = {
     "NPE on sets": ("0.4", "-."),
     "ScoreNPE": ("tab:orange", "-"),
     "ScoreNPE, network alone": ("tab:brown", "-"),
-    "ScoreNPE, polish": ("tab:red", "-"),
 }
 SMALLEST = 1e-4  # the noise of an unbiased MMD^2 with 1000 samples
 

@@ -31,11 +31,7 @@ from sbi_scoreaug.score_npe import ScoreNPE
 from sbi_scoreaug.simulators import BoundedLinearGaussian
 
 NETWORK = "ScoreNPE, network alone"
-OWN: dict[str, dict[str, Any]] = {
-    "ScoreNPE": {},
-    NETWORK: {},
-    "ScoreNPE, polish": {"polish": True, "t_last": 0.05},
-}
+OWN = ("ScoreNPE", NETWORK)
 FLOW = "NPE on sets"
 TRAINED = ("Gaussian", "mixture", "flip .5")
 SIZES = (1, 2, 3, 4, 5, 6, 7, 8, 32)
@@ -58,7 +54,6 @@ METHODS: dict[str, Share] = {
     "NPSE auto_gauss": Share((2, 8), sets=2),
     "NPSE jac_gauss": Share((2,), sets=1),
     NETWORK: Share((1, 2, 8, 32)),
-    "ScoreNPE, polish": Share((2, 8, 32), sets=10),
 }
 PEERS = tuple(name for name in METHODS if name not in OWN)
 # Methods, budgets and seeds, the most telling first.
@@ -68,7 +63,7 @@ PLAN: tuple[tuple[tuple[str, ...], tuple[int, ...], tuple[int, ...]], ...] = (
     (("ScoreNPE",), (3000, 30_000), (1,)),
     (PEERS[:3], (10_000,), (1,)),
     ((NETWORK,), (1000, 10_000), (1,)),
-    (("ScoreNPE, polish", *PEERS[3:]), (1000, 10_000), (1,)),
+    (PEERS[3:], (1000, 10_000), (1,)),
     (("ScoreNPE",), (3000, 30_000), (2, 3)),
     (PEERS, (1000, 10_000), (2,)),
     (PEERS, (3000, 30_000), (1,)),
@@ -142,9 +137,7 @@ def draw(method: str, posterior: Any, x: Tensor, num_samples: int) -> Tensor:
     x = x.float()
     if method == FLOW:
         x = x.unsqueeze(0)
-    elif method in OWN:
-        options |= OWN[method]
-    else:
+    elif method not in OWN:
         # The time is for box priors, where the host rejects what lies outside.
         options |= {"iid_method": method.split()[1], "max_sampling_time": 600.0}
         options |= {"return_partial_on_timeout": True}
