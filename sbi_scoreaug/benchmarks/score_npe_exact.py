@@ -67,13 +67,13 @@ class Limit(NamedTuple):
 # In the order in which they run. One observation needs no iid method of the host's, so
 # that "sbi fnpe" at n = 1 stands for all of them.
 LIMITS: dict[str, Limit] = {
-    "composed": Limit((1, 2, 8, 32), 3),
-    "sbi fnpe": Limit((1, 2, 8, 32), 3),
-    "gauss": Limit((1, 2, 8, 32), 3),
-    "sbi gauss": Limit((2, 8), 2),
-    "sbi auto_gauss": Limit((2, 8), 2, problems=FEW),
-    "langevin": Limit((2, 8), 1, 500, FEW),
-    "sbi jac_gauss": Limit((2, 8), 1, 300, FEW),
+    "composed": Limit((1, 2, 8, 32), 10),
+    "sbi fnpe": Limit((1, 2, 8, 32), 10),
+    "gauss": Limit((1, 2, 8, 32), 10),
+    "sbi gauss": Limit((2, 8), 10),
+    "sbi auto_gauss": Limit((2, 8), 10, problems=FEW),
+    "langevin": Limit((2, 8), 3, 500, FEW),
+    "sbi jac_gauss": Limit((2, 8), 3, 300, FEW),
 }
 
 
