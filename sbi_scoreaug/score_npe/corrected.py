@@ -4,8 +4,9 @@ r"""Samplers on corrected scores: the default, and GAUSS with pilot runs.
 trusted, Metropolis steps (`polish`) and jumps between modes (`jumps`). Networks trained
 by denoising alone have large relative errors at small noise, and Metropolis steps then
 sample the error. Of a score that comes without a word, its `circulation` decides; of a
-network it is known how it was trained (`posterior`): with scores, or if a mixture has
-most of the score, it is polished; else its `circulation` decides, and jumps are off.
+network it is known how it was trained (`posterior`): with scores and not between walls,
+or if a mixture has most of the score, it is polished; else its `circulation` decides.
+Jumps are off.
 
 *gauss* is the same descent on `gauss.ObservationGauss`, whose covariances come from a
 pilot descent for each observation.

@@ -17,6 +17,7 @@ from sbi_scoreaug.score_npe.composition import ComposedScore
 from sbi_scoreaug.score_npe.densities import SetDensities
 from sbi_scoreaug.score_npe.diagnostics import SamplerDiagnostics
 from sbi_scoreaug.score_npe.estimator import FactorizedScoreEstimator
+from sbi_scoreaug.score_npe.network import PosteriorScoreNet
 from sbi_scoreaug.score_npe.samplers import (
     HOST_SAMPLERS,
     SAMPLERS,
@@ -224,11 +225,12 @@ class FactorizedPosterior(SetDensities):
         """Whether Metropolis steps make samples better; None: `circulation` decides.
 
         Of networks trained by denoising alone they may sample the error at small noise,
-        unless a mixture leads; minibatches make acceptance random.
+        unless a mixture leads; with scores too between walls. Minibatches make
+        acceptance random.
         """
-        estimator = self.vector_field_estimator
-        mixture = getattr(estimator.net, "mixture", None)
-        leads = mixture is not None and mixture.leads
+        estimator, net = self.vector_field_estimator, self.vector_field_estimator.net
         if score.num_observations == 1 or score.minibatch is not None:
             return False
-        return True if leads or estimator.trained_with_scores else None
+        own = isinstance(net, PosteriorScoreNet)
+        leads, walls = own and net.mixture.leads, own and net.has_walls
+        return True if leads or (estimator.trained_with_scores and not walls) else None
