@@ -7,8 +7,9 @@ from torch.distributions import Normal
 
 from sbi_scoreaug.score_npe.coordinates import normal_coordinates
 from sbi_scoreaug.score_npe.estimator import FactorizedScoreEstimator
-from sbi_scoreaug.score_npe.layers import LARGEST, blurred_slope, bounded
+from sbi_scoreaug.score_npe.layers import LARGEST, bent, blurred_slope, bounded
 from sbi_scoreaug.score_npe.network import PosteriorScoreNet
+from sbi_scoreaug.simulators import BoundedLinearGaussian
 
 LEVELS = [(0.9995, 0.03), (0.6, 0.8), (0.08, 0.9968)]
 DEVIATION = 0.2  # of x from theta
@@ -83,6 +84,36 @@ def test_the_blurred_slope_is_the_mean_slope_given_z_t(level):
     found = blurred_slope(z_t[:, None], *levels(m, s))[:, 0]
     torch.testing.assert_close(found, slopes / slopes[0], rtol=0.03, atol=1e-3)
     assert not torch.allclose(found, (-(z_t**2) / 2).exp() ** 2, atol=1e-2)  # control
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_what_is_bent_has_the_blurred_slope(level):
+    m, s = levels(*level)
+    z = torch.linspace(-4, 4, 41)[:, None].double().requires_grad_()
+    values = bent(z, m.double(), s.double())
+    (slope,) = torch.autograd.grad(values.sum(), z)
+    torch.testing.assert_close(
+        slope, blurred_slope(z, m, s).double(), rtol=1e-5, atol=1e-7
+    )
+    assert abs(values[20].item()) < 1e-6
+
+
+def test_training_starts_near_a_linear_gaussian_likelihood_between_walls():
+    """Against quadrature; what is right for a free parameter is not near."""
+    torch.manual_seed(0)
+    simulator = BoundedLinearGaussian(1, noise_std=0.5)
+    theta = simulator.prior.sample((20_000,))
+    z, x = normal_coordinates(simulator.prior).to_normal(theta), simulator(theta)
+    m, s = levels(0.9995, 0.03)
+    z_t, x_o = torch.linspace(-3, 3, 31)[:, None], torch.tensor([[0.3], [-0.8]])
+    exact = simulator.diffused_score(z_t, 0.9995, x_o) + z_t[:, None]
+    errors = []
+    for walls in (torch.ones(1), None):
+        net = PosteriorScoreNet(z, x, num_hidden=16, walls=walls)
+        with torch.no_grad():
+            found = net.all_pairs(z_t, net.embed(x_o), m, s)
+        errors.append(float((found - exact).square().mean() / exact.square().mean()))
+    assert errors[0] < 0.25 < 1 < errors[1], errors
 
 
 def test_coordinates_know_which_parameters_are_between_walls():

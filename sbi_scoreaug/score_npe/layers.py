@@ -59,6 +59,12 @@ def blurred_slope(z: Tensor, m: Tensor, s: Tensor) -> Tensor:
     return (-((m * z) ** 2) / (2 * (1 + s**2))).exp()
 
 
+def bent(z: Tensor, m: Tensor, s: Tensor) -> Tensor:
+    """The integral of `blurred_slope` from 0: theta(z) blurred, and z near 0."""
+    scale = m / (1 + s**2).sqrt()
+    return (2 * math.pi) ** 0.5 / scale * (torch.special.ndtr(scale * z) - 0.5)
+
+
 def quadratic_features(
     z: Tensor, xhat: Tensor, rho: Tensor, m: Tensor, s: Tensor
 ) -> Tensor:

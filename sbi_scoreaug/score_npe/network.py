@@ -27,7 +27,9 @@ below 4 (`bounded`). Else the ODE of `log_prob` can run away far from all simula
 After training a mixture of Gaussians may take a share of the score (`mixture`).
 
 *Walls.* theta(z) of a parameter uniform between walls is flat near them, and so is
-the likelihood: net has the factor `blurred_slope`, the shape of dtheta/dz.
+the likelihood: net has the factor `blurred_slope`, the shape of dtheta/dz, and in place
+of z its integral, `bent`. So a likelihood that is linear and Gaussian in theta has, at
+small noise, a net with constant a, b, c, g, in the corners of a box too.
 
 *Shape.* Residual MLPs for theta and for x, sinusoids of time, and a residual MLP on
 their sum. As in the paper three embeddings meet; here they meet by addition, a linear
@@ -53,6 +55,7 @@ from torch import Tensor, nn
 from sbi_scoreaug.score_npe.layers import (
     NUM_FREQUENCIES,
     ResidualMLP,
+    bent,
     blurred_slope,
     bounded,
     linear_fit,
@@ -260,5 +263,6 @@ class PosteriorScoreNet(nn.Module):
         factor = bounded(g, 2 * (spread / s).log()).exp()
         explained = (1 - rho**2).clamp(min=1e-3)
         slope = explained * (1 + bounded(b, 1 / explained - 1))
-        base = (1 + bounded(a)) * linear - slope * m * z
+        at = torch.where(self.walls > 0, bent(z, m, s), z) if self.has_walls else z
+        base = (1 + bounded(a)) * linear - slope * m * at
         return self.gate(z, m, s) * m / spread * (factor * base / spread + c)
