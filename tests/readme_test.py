@@ -107,6 +107,39 @@ def test_the_headline_table_is_that_of_the_results():
         assert row[6].startswith(factor)
 
 
+def factors_shown():
+    """Method, task and factor of the last column, `NLE: Gaussian >10, mixture 3.3; ..`.
+
+    Tasks without a factor of their own share the next one.
+    """
+    for line in README.splitlines():
+        cell = line.strip("| ").split(" | ")[-1]
+        if not (line.startswith("| `") and "Gaussian" in cell):
+            continue
+        (trainer,) = re.findall(r"^\| `(?:ScoreAugmented)?(\w+)`", line)
+        trainer = {"AmortizedCostEstimator": "ACE"}.get(trainer, trainer)
+        for part in cell.split("; ") if "NLE: " in cell else [cell]:
+            *name, tasks = part.split(": ")
+            method = name[0] if "NLE: " in cell else trainer
+            waiting = []
+            for item in re.split("[,;] ", tasks):
+                task, *factor = item.split(" ")
+                waiting.append(task)
+                if factor:
+                    yield from ((method, task, factor[0]) for task in waiting)
+                    waiting = []
+
+
+def test_what_a_score_buys_is_that_of_the_results():
+    text = (RESULTS / "scores_everywhere" / "README.md").read_text()
+    rows = rows_of(text, RECIPES)
+    shown = list(factors_shown())
+    assert {method for method, *_ in shown} == set(RECIPES)
+    for method, task, factor in shown:
+        found = next(row for row in rows if row[:2] == [method, task])
+        assert found[4].split("**")[1] == factor, (method, task)
+
+
 def test_the_commands_that_measure_a_row_again_are_taken():
     for command, option, known in (
         ("keeping_score", "--problems", PROBLEMS),
