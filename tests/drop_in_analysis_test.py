@@ -12,7 +12,7 @@ import torch
 from drop_in_posteriors_test import QUIET, X_O, built, trained
 from drop_in_test import EPOCH, or_xfail, with_data
 from matplotlib import pyplot as plt
-from registry import SIMULATOR, new_drop_in, new_trainer, simulations, train
+from registry import SIMULATOR, Recorder, new_drop_in, new_trainer, simulations, train
 from sbi.analysis import (
     ConditionedMDN,
     conditional_pairplot,
@@ -184,7 +184,7 @@ def test_lc2st_in_the_base_space_of_our_flow():
 def test_the_marginal_of_our_simulations_tells_a_strange_observation():
     torch.manual_seed(0)
     _, x, _ = with_data("NLE_A", num_simulations=200).get_simulations()
-    marginal = MarginalTrainer(density_estimator="maf", show_progress_bars=False)
+    marginal = MarginalTrainer("maf", tracker=Recorder(), show_progress_bars=False)
     marginal = marginal.append_samples(x[100:]).train(max_num_epochs=20)
     for x_o, strange in ((x[:100].mean(0), False), (x[:100].mean(0) + 30, True)):
         _, rejected = calc_misspecification_logprob(x[:100], x_o[None], marginal)

@@ -191,7 +191,7 @@ def of_sets():
 
 
 def test_masked_sets_are_sampled_like_each_set_alone(of_sets):
-    x = torch.randn(2, 3, 2)
+    x = torch.randn(2, 3, 2) + torch.tensor([1.0, -1.0])[:, None, None]
     mask = torch.tensor([[True, True, True], [False, True, False]])
     padded = x.masked_fill(~mask[..., None], 1e6)
     draw = {"sample_shape": (2000,), **QUIET}
