@@ -144,6 +144,11 @@ def test_no_observation_says_anything_beyond_walls():
     for t in (0.01, 0.3):
         of_x = estimator.set_score(z, t, embedded) + z[:, None]
         assert of_x[..., 0].abs().max() < 1e-3 < 0.1 < of_x[..., 1].abs().min()
+    z = torch.tensor([[8.0, 0.5]], requires_grad=True)  # nor is there a slope
+    m, s = levels(0.9995, 0.03)
+    of_x = estimator.net.pairs(z, embedded[:1], m, s)
+    slopes = [torch.autograd.grad(of_x[0, k], z, retain_graph=True)[0] for k in (0, 1)]
+    assert slopes[0].abs().max() < 1e-3 < 0.1 < slopes[1].abs().max()
 
 
 @pytest.mark.parametrize("walls", [None, torch.tensor([1.0, 0.0]), torch.ones(2)])

@@ -27,7 +27,7 @@ up over observations: polish and jumps then make samples worse, or better, depen
 the network (best at t_last=.05). Where the mixture of Gaussians beside the network has
 a share of .6 or more of the score, `estimator.net.mixture.share`, Metropolis steps made
 nearly all samples better, and are made. Scores mend most networks, but not all between
-walls: on a field polish added a third to the squared MMD. For n in the thousands
+walls: there `circulation` decides with scores too. For n in the thousands
 `minibatch=b` draws b observations at each evaluation, and `damping=d`, a function of t
 with d(0) = 1, takes less of them at large noise. `max_set_size=m` in training leaves
 n / m terms to be composed. Without a network, exact scores are sampled by `sample_set`:

@@ -2,7 +2,7 @@ r"""Samplers on corrected scores: the default, and GAUSS with pilot runs.
 
 *auto* is the descent of `descent` on `gauss.MeanGauss` and, for scores that can be
 trusted, Metropolis steps (`polish`) and jumps between modes (`jumps`). Networks trained
-by denoising alone have large relative errors at small noise, and Metropolis steps then
+by denoising alone have large relative errors at small noise, and Metropolis steps may
 sample the error. Of a score that comes without a word, its `circulation` decides; of a
 network it is known how it was trained (`posterior`): with scores and not between walls,
 or if a mixture has most of the score, it is polished; else its `circulation` decides.

@@ -29,7 +29,8 @@ After training a mixture of Gaussians may take a share of the score (`mixture`).
 *Walls.* theta(z) of a parameter uniform between walls is flat near them, and so is
 the likelihood: net has the factor `blurred_slope`, the shape of dtheta/dz, and in place
 of z its integral, `bent`. So a likelihood that is linear and Gaussian in theta has, at
-small noise, a net with constant a, b, c, g, in the corners of a box too.
+small noise, a net with constant a, b, c, g, in the corners of a box too; and far out
+the score is the prior's, -z, whatever the weights.
 
 *Shape.* Residual MLPs for theta and for x, sinusoids of time, and a residual MLP on
 their sum. As in the paper three embeddings meet; here they meet by addition, a linear
