@@ -42,6 +42,7 @@ PROBLEMS: dict[str, Callable[[], LinearGaussianMixture]] = {
     "correlated": lambda: GaussianGaussian(correlation=0.8),
     "unequal": lambda: GaussianGaussian(variances=torch.logspace(-2, 2, 10)),
 }
+SIZES = (1, 2, 8, 32, 100, 1000)
 GAUSSIAN = ("Gaussian", "correlated", "unequal")
 OWN: dict[str, dict[str, Any]] = {
     "auto": {},
@@ -52,7 +53,6 @@ OWN: dict[str, dict[str, Any]] = {
     "langevin": {"sampler": "langevin"},
 }
 FLOOR = "perfect draws"
-FEW = ("Gaussian", "mixture", "flip .5")
 
 
 class Limit(NamedTuple):
@@ -61,19 +61,18 @@ class Limit(NamedTuple):
     sizes: tuple[int, ...]
     sets: int
     samples: int = 1000
-    problems: tuple[str, ...] = tuple(PROBLEMS)
 
 
 # In the order in which they run. One observation needs no iid method of the host's, so
 # that "sbi fnpe" at n = 1 stands for all of them.
-LIMITS: dict[str, Limit] = {
-    "composed": Limit((1, 2, 8, 32), 10),
-    "sbi fnpe": Limit((1, 2, 8, 32), 10),
-    "gauss": Limit((1, 2, 8, 32), 10),
-    "sbi gauss": Limit((2, 8), 10),
-    "sbi auto_gauss": Limit((2, 8), 10, problems=FEW),
-    "langevin": Limit((2, 8), 3, 500, FEW),
-    "sbi jac_gauss": Limit((2, 8), 3, 300, FEW),
+LIMITS: dict[str, tuple[Limit, ...]] = {
+    "composed": (Limit((1, 2, 8, 32, 100), 10), Limit((1000,), 3)),
+    "sbi fnpe": (Limit((1, 2, 8, 32, 100), 10), Limit((1000,), 3)),
+    "gauss": (Limit((1, 2, 8, 32, 100), 10), Limit((1000,), 3)),
+    "sbi gauss": (Limit((2, 8, 32, 100), 10), Limit((1000,), 3)),
+    "sbi auto_gauss": (Limit((2, 8), 10), Limit((32, 100), 3)),
+    "langevin": (Limit((1, 2, 8, 32), 3, 500),),
+    "sbi jac_gauss": (Limit((2, 8), 3, 300),),
 }
 
 
@@ -180,7 +179,7 @@ def exact_cells(quick: bool, methods: Sequence[str], seed: int) -> list[Row]:
     """Return the settings of table 1, the fast methods of all problems first."""
     slow = [(name,) for name in (("composed", "sbi fnpe") if quick else LIMITS)]
     small, large = (1, 2, 8, 32, 100), (1000,)
-    blocks = [(FAST, small), (FAST, large), *((group, small) for group in slow)]
+    blocks = [(FAST, small), (FAST, large), *((group, SIZES) for group in slow)]
     return [
         cell
         for group, sizes in ([(FAST, (2, 8)), *blocks[2:]] if quick else blocks)
@@ -192,9 +191,10 @@ def exact_cells(quick: bool, methods: Sequence[str], seed: int) -> list[Row]:
 
 
 def _cell(problem: str, method: str, n: int, quick: bool, seed: int) -> Row | None:
-    sizes = (1, 2, 8, 32, 100, 1000) if problem in GAUSSIAN else (1, 2, 8, 32)
-    limit = LIMITS.get(method, Limit(sizes, 10))
-    if n not in limit.sizes or n not in sizes or problem not in limit.problems:
+    sizes = SIZES if problem in GAUSSIAN else (1, 2, 8, 32)
+    limits = LIMITS.get(method, (Limit(SIZES, 10),))
+    limit = next((limit for limit in limits if n in limit.sizes), None)
+    if limit is None or n not in sizes:
         return None
     if quick and (n not in (2, 8) or (method not in FAST and problem != "Gaussian")):
         return None

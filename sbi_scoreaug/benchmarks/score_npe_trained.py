@@ -46,14 +46,14 @@ class Share(NamedTuple):
 
 
 # One observation needs no iid method: "NPSE fnpe" at n = 1 stands for all of NPSE.
-METHODS: dict[str, Share] = {
-    "ScoreNPE": Share(),
-    "NPE on sets": Share((1, 2, 4, 8, 32)),
-    "NPSE fnpe": Share((2, 8, 1), sets=10),
-    "NPSE gauss": Share((2, 8), sets=10),
-    "NPSE auto_gauss": Share((2, 8), sets=2),
-    "NPSE jac_gauss": Share((2,), sets=1),
-    NETWORK: Share((1, 2, 8, 32)),
+METHODS: dict[str, tuple[Share, ...]] = {
+    "ScoreNPE": (Share(),),
+    "NPE on sets": (Share((1, 2, 4, 8, 32)), Share((3, 5, 6, 7))),
+    "NPSE fnpe": (Share((2, 8, 1), sets=10), Share((3, 4, 5, 6, 7, 32), sets=3)),
+    "NPSE gauss": (Share((2, 8), sets=10), Share((3, 4, 5, 6, 7, 32), sets=3)),
+    "NPSE auto_gauss": (Share((2, 8), sets=2), Share((4, 32), sets=1)),
+    "NPSE jac_gauss": (Share((2, 8), sets=1),),
+    NETWORK: (Share((1, 2, 8, 32)),),
 }
 PEERS = tuple(name for name in METHODS if name not in OWN)
 # Methods, budgets and seeds, the most telling first.
@@ -192,21 +192,21 @@ def trained_cells(quick: bool, methods: Sequence[str], first_set: int) -> list[R
     """
     if quick:
         share = Share((2, 8), sets=2, samples=200)
-        shares = {name: share for name in ("ScoreNPE", "NPSE fnpe", FLOW)}
         return [
-            _cell("Gaussian", m, 1000, n, 1, shares[m], first_set)
-            for m in shares
+            _cell("Gaussian", m, 1000, n, 1, share, first_set)
+            for m in ("ScoreNPE", "NPSE fnpe", FLOW)
             for n in share.sizes
             if m in methods
         ]
     return [
-        _cell(problem, method, budget, n, seed, METHODS[method], first_set)
+        _cell(problem, method, budget, n, seed, share, first_set)
         for names, budgets, seeds in PLAN
         for seed in seeds
         for budget in budgets
         for problem in TRAINED
         for method in names
-        for n in METHODS[method].sizes
+        for share in METHODS[method]
+        for n in share.sizes
         if method in methods
     ]
 
