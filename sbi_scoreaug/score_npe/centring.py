@@ -19,6 +19,7 @@ from sbi_scoreaug.score_npe.mixed_target import MixedTarget
 from sbi_scoreaug.score_npe.network import PosteriorScoreNet
 
 MAX_LEVELS = 2000  # kept in memory
+ROWS = 10_000  # of anchors at once
 
 
 class CentredScores(VPScoreEstimator):
@@ -103,7 +104,8 @@ class CentredScores(VPScoreEstimator):
         time = torch.tensor([t], dtype=z.dtype, device=device)
         m, s = self.mean_t_fn(time), self.std_fn(time)
         z_t = m * z + s * noise.to(z)
-        error = net.pairs(z_t, self.anchor_features, m, s)
+        parts = zip(z_t.split(ROWS), self.anchor_features.split(ROWS), strict=True)
+        error = torch.cat([net.pairs(*part, m, s) for part in parts])
         if self.anchor_g is not None:
             mix = MixedTarget(self.anchor_values, self.anchor_vectors)
             known = torch.ones_like(z[:, 0]).bool()
