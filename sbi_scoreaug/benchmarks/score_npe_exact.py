@@ -139,14 +139,25 @@ def run_peer(
     """Return samples and evaluations of one of the host's methods."""
     estimator = ExactScores(simulator)
     posterior = VectorFieldPosterior(estimator, simulator.prior)
-    samples = posterior.sample(
-        (num_samples,),  # type: ignore[arg-type]
+    options = {"iid_method": iid_method, "reject_outside_prior": False}
+    samples = or_nan(
+        posterior.sample,
+        (num_samples,),
         x=x.float(),
-        iid_method=iid_method,  # type: ignore[arg-type]
         show_progress_bars=False,
-        reject_outside_prior=False,
+        **options,
     )
     return samples.double(), estimator.calls
+
+
+def or_nan(sample: Callable[..., Tensor], *args: Any, **options: Any) -> Tensor:
+    """Return samples, or one NaN where the host raises since all of them are NaN."""
+    try:
+        return sample(*args, **options)
+    except RuntimeError as error:
+        if "All samples NaN" not in str(error):
+            raise
+        return torch.full((1, 1), float("nan"))
 
 
 def exact_cell(

@@ -24,7 +24,7 @@ from sbi.neural_nets.embedding_nets import FCEmbedding, PermutationInvariantEmbe
 from torch import Tensor
 
 from sbi_scoreaug.benchmarks.cells import Row
-from sbi_scoreaug.benchmarks.score_npe_exact import PROBLEMS, draw_set
+from sbi_scoreaug.benchmarks.score_npe_exact import PROBLEMS, draw_set, or_nan
 from sbi_scoreaug.benchmarks.score_npe_metrics import METRICS, Reference, join
 from sbi_scoreaug.benchmarks.training import NoTracker
 from sbi_scoreaug.score_npe import ScoreNPE
@@ -141,7 +141,7 @@ def draw(method: str, posterior: Any, x: Tensor, num_samples: int) -> Tensor:
         # The time is for box priors, where the host rejects what lies outside.
         options |= {"iid_method": method.split()[1], "max_sampling_time": 600.0}
         options |= {"return_partial_on_timeout": True}
-    return posterior.sample((num_samples,), x=x, **options)
+    return or_nan(posterior.sample, (num_samples,), x=x, **options)
 
 
 def network_of(method: str) -> str:
