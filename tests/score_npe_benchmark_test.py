@@ -13,6 +13,7 @@ from sbi_scoreaug.benchmarks.score_npe_exact import (
     PROBLEMS,
     SCHEDULE,
     exact_cell,
+    or_nan,
 )
 from sbi_scoreaug.benchmarks.score_npe_metrics import (
     Reference,
@@ -91,6 +92,30 @@ def test_the_default_is_compared_on_shared_sets():
     worse = [trained_row("NPSE fnpe", 1, "0.5 0.5")]
     assert "| met |" in trained_table(ours + worse)
     assert "50% of 2" in modes_table(peer)
+
+
+def test_sets_on_which_a_peer_diverged_are_counted_not_averaged():
+    ours = [trained_row("ScoreNPE", 1, "0.2 0.2 0.2")]
+    peer = [trained_row("NPSE gauss", 1, "0.5 nan 0.1")]
+    gap, _, shared = excess(ours, peer)
+    assert shared == 2 and gap == pytest.approx(-0.1)
+    assert "0.3000 ± 0.2000 (2 of 3)" in trained_table(ours + peer)
+    lost = [trained_row("NPSE gauss", 1, "nan nan")]
+    assert "diverged (0 of 2) | met |" in trained_table(ours + lost)
+    failed = [trained_row("ScoreNPE", 1, "nan 0.1 0.1")]
+    assert "| met |" not in trained_table(failed + peer)
+
+
+@pytest.mark.parametrize("message", ["All samples NaN after diffusion", "other"])
+def test_samples_that_the_host_refuses_are_nan_and_other_errors_are_raised(message):
+    def sample(shape):
+        raise RuntimeError(message)
+
+    if message == "other":
+        with pytest.raises(RuntimeError, match="other"):
+            or_nan(sample, (3,))
+    else:
+        assert or_nan(sample, (3,)).isnan().all()
 
 
 def test_bars_of_the_box_and_cost():

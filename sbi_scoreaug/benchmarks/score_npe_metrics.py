@@ -10,6 +10,7 @@ All three have a floor, what a second exact sample of the same size gets.
 
 from __future__ import annotations
 
+from math import isfinite
 from statistics import mean, median
 from typing import Any
 
@@ -77,9 +78,23 @@ def split(entry: Any) -> list[float]:
 
 
 def summary(entry: Any, digits: int = 3, centre: float = 0.0) -> str:
-    """Return "mean (median; worst)" of an entry, worst being farthest from `centre`."""
-    values = split(entry)
-    worst = max(values, key=lambda value: abs(value - centre))
-    numbers = (mean(values), median(values), worst)
-    first, second, third = (f"{number:.{digits}f}" for number in numbers)
-    return f"{first} ({second}; {third})"
+    """Return "mean (median; worst)" of an entry, worst being farthest from `centre`.
+
+    Of the sets on which samples were finite; how many were not is added.
+
+    Example:
+        >>> summary("0.1 0.3 nan", digits=1), summary("nan nan")
+        ('0.2 (0.2; 0.3), 1 of 3 diverged', '2 of 2 diverged')
+    """
+    every = split(entry)
+    values = [value for value in every if isfinite(value)]
+    lost = len(every) - len(values)
+    parts = []
+    if values:
+        worst = max(values, key=lambda value: abs(value - centre))
+        numbers = (mean(values), median(values), worst)
+        first, second, third = (f"{number:.{digits}f}" for number in numbers)
+        parts.append(f"{first} ({second}; {third})")
+    if lost:
+        parts.append(f"{lost} of {len(every)} diverged")
+    return ", ".join(parts)

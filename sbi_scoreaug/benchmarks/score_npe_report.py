@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import isfinite
 from statistics import mean, median, stdev
 from typing import Any
 
@@ -92,10 +93,14 @@ def per_set(rows: list[Row], key: str = "mmd2") -> dict[tuple[int, int], float]:
 def excess(default: list[Row], peer: list[Row]) -> tuple[float, float, int]:
     """Return mean and standard error of default - peer over shared networks and sets.
 
-    The standard error is infinite for fewer than two shared ones.
+    The standard error is infinite for fewer than two shared ones. Sets on which the
+    peer diverged are left out; where the default did, the difference is infinite.
     """
     ours, theirs = per_set(default), per_set(peer)
-    shared = [ours[key] - theirs[key] for key in ours.keys() & theirs.keys()]
+    both = ours.keys() & {key for key in theirs if isfinite(theirs[key])}
+    shared = [ours[key] - theirs[key] for key in both]
+    if not all(map(isfinite, shared)):
+        return float("inf"), 0.0, len(shared)
     if not shared:
         return float("nan"), float("inf"), 0
     error = stdev(shared) / len(shared) ** 0.5 if len(shared) > 1 else float("inf")
@@ -105,10 +110,13 @@ def excess(default: list[Row], peer: list[Row]) -> tuple[float, float, int]:
 def _mean_error(values: list[float], digits: int = 4) -> str:
     if not values:
         return "-"
-    text = f"{mean(values):.{digits}f}"
-    if len(values) > 1:
-        text += f" ± {stdev(values) / len(values) ** 0.5:.{digits}f}"
-    return f"{text} ({len(values)})"
+    finite, text = [value for value in values if isfinite(value)], "diverged"
+    if finite:
+        text = f"{mean(finite):.{digits}f}"
+    if len(finite) > 1:
+        text += f" ± {stdev(finite) / len(finite) ** 0.5:.{digits}f}"
+    of = f"{len(finite)} of " if len(finite) < len(values) else ""
+    return f"{text} ({of}{len(values)})"
 
 
 def trained_table(rows: list[Row]) -> str:
