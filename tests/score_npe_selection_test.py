@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch.distributions import MultivariateNormal
 
-from sbi_scoreaug.score_npe import ScoreNPE
+from sbi_scoreaug.score_npe import ScoreNPE, centring
+from sbi_scoreaug.score_npe.mixture import ConditionalMixture
 
 PRIOR = MultivariateNormal(torch.zeros(1), torch.eye(1))
 QUIET = {"show_progress_bars": False}
@@ -63,3 +64,22 @@ def test_a_handful_of_scores_is_not_centred_on(num_scored, enough):
     assert (estimator.anchor_g is not None) == enough
     assert bool(estimator.trained_with_scores) == enough
     assert estimator.anchor_z is not None
+
+
+def test_the_centre_is_of_all_rows_that_the_mixture_is_fitted_to(monkeypatch):
+    """On a part of them its noise would be added to sets in place of cancelling."""
+    fitted = []
+    fit = ConditionalMixture.fit
+    monkeypatch.setattr(
+        ConditionalMixture, "fit", lambda *a: fitted.append(a[1]) or fit(*a)
+    )
+    theta = PRIOR.sample((12_000,))
+    trainer = ScoreNPE(PRIOR, num_hidden=8, **QUIET)
+    trainer.append_simulations(theta, theta + torch.randn_like(theta))
+    estimator = trainer.train(num_steps=4, training_batch_size=1000)
+    assert len(trainer.train_indices) > centring.ROWS
+    torch.testing.assert_close(estimator.anchor_z, fitted[0])
+    in_parts = estimator.centre(0.3)
+    estimator._centres.clear()
+    monkeypatch.setattr(centring, "ROWS", 10**6)
+    torch.testing.assert_close(estimator.centre(0.3), in_parts)
