@@ -7,6 +7,7 @@ from torch.autograd import grad
 from torch.distributions import Categorical, MixtureSameFamily, MultivariateNormal
 
 from sbi_scoreaug.score_npe import ScoreNPE
+from sbi_scoreaug.score_npe import posterior as posterior_module
 from sbi_scoreaug.score_npe.mixture import ConditionalMixture, fewest
 from sbi_scoreaug.score_npe.network import PosteriorScoreNet
 from sbi_scoreaug.simulators import BoundedLinearGaussian, GaussianGaussian, SignFlip
@@ -235,6 +236,28 @@ def test_samples_are_polished_where_it_leads(share, leads):
     assert (found.evaluations == 48) == leads and (found.acceptance or not leads)
     posterior.sample((20,), x=x, show_progress_bars=False, minibatch=2)
     assert posterior.diagnostics[0].acceptance is None
+
+
+@pytest.mark.parametrize(
+    ("share", "num_observations", "jumps"),
+    [(0.95, 3, True), (0.8, 3, False), (0.95, 4, False)],
+)
+def test_modes_are_weighed_in_small_sets_where_it_has_the_score(
+    share, num_observations, jumps, monkeypatch
+):
+    trainer, estimator = trained(FLIP)
+    rows = len(estimator.anchor_z) // 9
+    monkeypatch.setattr(posterior_module, "ANCHORS_FOR_JUMPS", rows)
+    estimator.net.mixture.share.fill_(share)
+    posterior = trainer.build_posterior(estimator)
+    x = FLIP(FLIP.prior.sample((num_observations,)))
+    for num_samples in (1, 20):
+        posterior.sample((num_samples,), x=x, **QUIET)
+        found = posterior.diagnostics[0]
+        assert (found.jump_acceptance is not None) == jumps
+        assert found.evaluations == (97 if jumps else 48)
+    posterior.sample((20,), x=x, polish=False, **QUIET)
+    assert posterior.diagnostics[0].jump_acceptance is None
 
 
 def test_alone_it_needs_no_network():

@@ -11,7 +11,8 @@ triangles of neighbouring particles, where quadrature is exact to 1e-10, exact s
 ten-dimensional Gaussians and mixtures have medians of 1e-11 and less. Networks trained
 on 1000 to 10,000 simulations have .02 to .4; .001 to .006 in two dimensions where they
 are good or a mixture has most of the score, and there Metropolis steps paid. Jumps
-between modes, which lie further apart than these particles, did not: they ask for more.
+between modes, which lie further apart than these particles, did not: they ask for more
+(or for a mixture's share, `posterior`).
 
 It sees the part of an error that is not a gradient, which is all but 1/dim of a random
 error. With one parameter every function is a gradient, so there it says nothing.

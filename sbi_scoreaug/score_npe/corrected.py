@@ -6,7 +6,7 @@ by denoising alone have large relative errors at small noise, and Metropolis ste
 sample the error. Of a score that comes without a word, its `circulation` decides; of a
 network it is known how it was trained (`posterior`): with scores and not between walls,
 or if a mixture has most of the score, it is polished; else its `circulation` decides.
-Jumps are off.
+Jumps are off, but for a mixture that has nearly all of the score.
 
 *gauss* is the same descent on `gauss.ObservationGauss`, whose covariances come from a
 pilot descent for each observation.

@@ -8,7 +8,7 @@ the cloud, and accepts it with probability
 
 the line integral from theta to theta' by Gauss-Legendre quadrature. Between modes the
 line passes where no sample lies: with exact scores the integral is right, with learned
-ones it can be anything. So jumps are off unless asked for.
+ones it can be anything, unless the score is a fitted mixture's. Others do not jump.
 
 The mixture is fitted by expectation maximisation where the cloud has unit covariance,
 from the best of a few random starts; covariances are shrunk towards the identity and

@@ -29,7 +29,9 @@ K is the fewest, up to 4, within one standard error of the best log p(z|x) of he
 training simulations, of which each component needs two for each dimension of (z, x).
 Shares of .6 and more let the default sampler make Metropolis steps: on networks to
 choose by they took up to .8 of the squared MMD off where the share was at least that,
-and added up to .2 of it on other problems, where it was .2 to .59.
+and added up to .2 of it on other problems, where it was .2 to .59. From .9 on jumps
+between modes took up to .9 of it off, in sets that are small for the simulations that
+the mixture is fitted to (`posterior`); at shares of .6 to .9 they did harm.
 The fit is by expectation maximisation (scikit-learn), on what the network has for x: x
 itself, or its embedding.
 
@@ -48,6 +50,7 @@ MAX_COMPONENTS = 4
 MAX_DIM = 50  # of z and x together
 HELD_OUT = 0.2
 LEADING = 0.6  # the share from which on samples are polished
+RULING = 0.9  # and from which on they may jump between modes
 BUFFERS = ("share", "slope", "offset", "variance", "axes", "constant", "mean", "root")
 
 
@@ -93,6 +96,13 @@ class ConditionalMixture(nn.Module):
     def leads(self) -> bool:
         """Whether most of the score is its, so that it is nearly that of a density."""
         return self.share is not None and bool(self.share >= LEADING)
+
+    @property
+    def rules(self) -> bool:
+        """Whether nearly all of the score is its, and it has several modes to weigh."""
+        if self.share is None or len(self.offset) == 1:
+            return False
+        return bool(self.share >= RULING)
 
     def clear(self) -> None:
         """Leave all to the network."""
