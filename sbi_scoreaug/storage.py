@@ -177,7 +177,7 @@ def _name(estimator: nn.Module) -> str:
 
 
 def _tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """Yield parameters and all buffers, also those that a state dict leaves out."""
+    """Yield parameters and all buffers, also those that are not persistent."""
     yield from module.named_parameters()
     yield from module.named_buffers()
 

@@ -132,7 +132,9 @@ def trained(simulator, num_simulations=1000, embedding_net=None, **options):
     network = {"num_hidden": 16, "num_blocks": 1, "embedding_net": embedding_net}
     trainer = ScoreNPE(simulator.prior, **network, **QUIET)
     torch.manual_seed(0)
-    estimator = trainer.append_simulations(theta, x).train(num_steps=100, **options)
+    estimator = trainer.append_simulations(theta, x).train(
+        **{"num_steps": 100} | options
+    )
     return trainer, estimator
 
 
@@ -216,6 +218,20 @@ def test_after_an_interruption_the_network_samples_alone():
     assert trainer._neural_net.centre(0.5) is None
     kept = earlier.vector_field_estimator
     assert share_of(kept) > 0 and kept.centre(0.5) is not None
+
+
+def test_state_dicts_hold_what_was_fitted_after_training():
+    trainer, estimator = trained(FLIP)
+    other, bare = trained(FLIP, num_steps=2, mixture=False)
+    bare.load_state_dict(estimator.state_dict())
+    x, drawn = FLIP(torch.ones(3, 2)), []
+    for one in (trainer, other):
+        torch.manual_seed(0)
+        drawn.append(one.build_posterior().sample((50,), x=x, **QUIET))
+    assert torch.equal(*drawn) and share_of(bare) > 0
+    without = {k: v for k, v in estimator.state_dict().items() if "mixture" not in k}
+    bare.load_state_dict(without)
+    assert bare.net.mixture.share is None and bare.anchor_z is not None
 
 
 def test_embedded_data_are_fitted_too():

@@ -128,3 +128,34 @@ def test_sets_under_a_prior_that_is_only_about_normal_are_said():
     assert not posterior.diagnostics[0].messages
     with pytest.warns(ScoreWarning, match="only about normal"):
         posterior.sample((20,), x=x[:2], **QUIET)
+
+
+class ShiftedNet(ExactNet):
+    """Its posteriors all lie a bit too high: what an average error is."""
+
+    def pairs(self, z, features, m, s):
+        noise_precision = torch.linalg.inv(MIXING @ MIXING.mT)
+        covariance = torch.linalg.inv(torch.eye(2) + noise_precision)
+        shift = (0.1 * torch.ones(2)) @ torch.linalg.inv(noise_precision @ covariance)
+        return super().pairs(z, features + shift, m, s)
+
+
+def test_log_densities_of_sets_are_centred_as_their_samples_are(potential):
+    torch.manual_seed(0)
+    theta = torch.randn(20_000, 2)
+    net = ShiftedNet(theta, theta, num_hidden=4).requires_grad_(False)
+    estimator = potential.vector_field_estimator
+    estimator.net = net
+    estimator.set_anchors(theta, theta + torch.randn(20_000, 2) @ MIXING.mT)
+    x = 0.5 + torch.randn(30, 2) @ MIXING.mT
+    exact = exact_posterior(x)
+    at = exact.sample((50,))
+
+    def error():
+        """Standard deviation of errors, which a constant does not change."""
+        potential.set_x(x)
+        return (potential(at) - exact.log_prob(at)).std()
+
+    assert error() < 0.3
+    estimator.empty()
+    assert error() > 1

@@ -333,6 +333,14 @@ def test_cloud_mixture_is_a_density_that_covers_the_cloud():
     assert z.abs().max() < 4.5
 
 
+@pytest.mark.parametrize("num_observations", [3, 100])
+def test_gauss_draws_a_single_sample(num_observations):
+    simulator = GaussianGaussian(2)
+    x = draw_set(simulator, num_observations)
+    samples, _ = run(simulator, x, 1, "gauss")
+    assert samples.shape == (1, 2) and samples.isfinite().all()
+
+
 # diagnostics and bad input
 
 

@@ -29,6 +29,7 @@ from sbi_scoreaug.score_npe.mixed_target import (
 )
 from sbi_scoreaug.score_npe.network import PosteriorScoreNet
 from sbi_scoreaug.simulators import (
+    BoundedLinearGaussian,
     GaussianGaussian,
     GaussianMixtureLikelihood,
     SignFlip,
@@ -280,6 +281,20 @@ def test_networks_that_saw_scores_are_polished():
     posterior.vector_field_estimator.net.has_walls = True
     posterior.sample((20,), x=x[:3], **SILENT)
     assert posterior.diagnostics[0].circulation is not None
+
+
+def test_one_parameter_between_walls_is_polished_if_scores_were_given():
+    """There every function is a gradient, so circulation says nothing."""
+    simulator = BoundedLinearGaussian(1)
+    theta = simulator.prior.sample((200,))
+    x = simulator(theta)
+    score = simulator.score(theta, x)
+    trainer = ScoreNPE(simulator.prior, num_hidden=8, **QUIET)
+    trainer.append_simulations(theta, x, score=score).train(**FAST)
+    posterior = trainer.build_posterior()
+    posterior.sample((20,), x=x[:3], **SILENT)
+    assert posterior.vector_field_estimator.net.has_walls
+    assert posterior.diagnostics[0].acceptance is not None
 
 
 @pytest.mark.parametrize("shift", [0.0, 0.5])

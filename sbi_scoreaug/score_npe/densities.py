@@ -39,7 +39,9 @@ class SetDensities(VectorFieldPosterior):
         """Log posterior density; for n > 1 up to a constant.
 
         The constant, log evidence of the set over that of its observations, grows with
-        n and may be tens of nats: compare parameters, not heights.
+        n and may be tens of nats: compare parameters, not heights. An
+        `EnsemblePosterior` would weigh its members by these constants; its samples do
+        not depend on them.
 
         Args:
             theta: `(batch, dim_theta)`.

@@ -70,7 +70,7 @@ class FactorizedScoreEstimator(CentredScores):
         super().__init__(net, torch.Size([dim]), condition_shape, **rates)  # type: ignore[arg-type]
         self._embedding_net = getattr(net, "embedding_net", None) or nn.Identity()
         self.coordinates = coordinates
-        self.clear_anchors()
+        self.empty()
         self.register_buffer("trained_with_scores", torch.tensor(False))
         self.register_buffer("_compose_standardization", torch.tensor(True))
 
@@ -157,11 +157,7 @@ class FactorizedScoreEstimator(CentredScores):
             return self.net(input=rows[:, None], condition=embedded, time=time)
         m, s = self.mean_t_fn(time), self.std_fn(time)
         excess = self.net.all_pairs(rows, embedded, m, s)
-        centre = self.centre(t)
-        if centre is not None:
-            error = self.net.gate(rows, m, s) * (centre[0] + rows @ centre[1:])
-            excess = excess - error[:, None]
-        return excess - rows[:, None]
+        return self.centred(excess, rows, t) - rows[:, None]
 
     def loss(
         self,

@@ -1,6 +1,7 @@
 """Parts of the network: residual blocks, and what it is given beside them."""
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -92,13 +93,41 @@ def quadratic_features(
     return torch.cat([*features, product.mean(-1, keepdim=True), length], -1)
 
 
+class FilledLater(nn.Module):
+    """A module whose buffers `FILLED` are None until training is over.
+
+    They belong to its state dict then, and are taken from one in whatever shapes it has
+    them, None where it has none.
+    """
+
+    FILLED: tuple[str, ...] = ()
+
+    def empty(self) -> None:
+        """Set these buffers to None."""
+        for name in self.FILLED:
+            self.register_buffer(name, None)
+        if not hasattr(self, "place"):  # says on which device to fill them
+            self.register_buffer("place", torch.empty(0), persistent=False)
+
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any
+    ) -> None:
+        self.empty()
+        device = self.get_buffer("place").device
+        for name in self.FILLED:
+            if prefix + name in state_dict:
+                filled = torch.empty_like(state_dict[prefix + name], device=device)
+                setattr(self, name, filled)
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
+
 def linear_fit(features: Tensor, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Ridge regression of z on standardised features: slope, offset, residual sd."""
     features, targets = features.double(), z.double()
     num, size = features.shape
     offset = targets.mean(0)
     gram = features.mT @ features / num
-    # One observation in num of ridge: negligible unless there are few simulations.
+    # A thousandth, and more where there are few simulations.
     gram = gram + (0.01 + size / num) * 0.1 * torch.eye(size).double()
     slope = torch.linalg.solve(gram, features.mT @ (targets - offset) / num)
     residual = targets - offset - features @ slope

@@ -44,17 +44,19 @@ import warnings
 
 import torch
 from sklearn.mixture import GaussianMixture
-from torch import Tensor, nn
+from torch import Tensor
+
+from sbi_scoreaug.score_npe.layers import FilledLater
 
 MAX_COMPONENTS = 4
 MAX_DIM = 50  # of z and x together
 HELD_OUT = 0.2
+BUFFERS = ("share", "slope", "offset", "variance", "axes", "constant", "mean", "root")
 LEADING = 0.6  # the share from which on samples are polished
 RULING = 0.9  # and from which on they may jump between modes
-BUFFERS = ("share", "slope", "offset", "variance", "axes", "constant", "mean", "root")
 
 
-class ConditionalMixture(nn.Module):
+class ConditionalMixture(FilledLater):
     """p(z|x) as a mixture of Gaussians; empty until it is fitted.
 
     Attributes:
@@ -68,6 +70,7 @@ class ConditionalMixture(nn.Module):
         root: Inverse roots of the covariances of x, `(K, num_features, num_features)`.
     """
 
+    FILLED = BUFFERS
     share: Tensor | None
     slope: Tensor
     offset: Tensor
@@ -79,8 +82,7 @@ class ConditionalMixture(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        for name in BUFFERS:
-            self.register_buffer(name, None, persistent=False)
+        self.empty()
 
     @property
     def num_embedded(self) -> int:
@@ -103,11 +105,6 @@ class ConditionalMixture(nn.Module):
         if self.share is None or len(self.offset) == 1:
             return False
         return bool(self.share >= RULING)
-
-    def clear(self) -> None:
-        """Leave all to the network."""
-        for name in BUFFERS:
-            setattr(self, name, None)
 
     def embed(self, features: Tensor) -> Tensor:
         """Return log w_k and u_k of rows `(batch, num_features)`, and lambda_k.
@@ -170,7 +167,7 @@ class ConditionalMixture(nn.Module):
             z: `(num_simulations, dim)`.
             features: `(num_simulations, num_features)`.
         """
-        self.clear()
+        self.empty()
         size = z.shape[1] + features.shape[1]
         num_test = int(HELD_OUT * len(z))
         found: list[Tensor] = []
@@ -183,7 +180,7 @@ class ConditionalMixture(nn.Module):
             found.append(self.log_prob(z[:num_test], features[:num_test]))
         if found and self._fit(z, features, fewest(found)):
             return True
-        self.clear()
+        self.empty()
         return False
 
     def _fit(self, z: Tensor, features: Tensor, num_components: int) -> bool:

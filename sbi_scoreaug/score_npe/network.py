@@ -21,8 +21,9 @@ few simulations: what changes between the pieces is a factor. Where a posterior 
 narrow and wide, that is a precision: e^g, one for all parameters.
 
 The Jacobian of a diffused score is at least -1 / s^2, since (m / s^2)^2 Cov(z_0|z_t) -
-1 / s^2 is. Factors, if constant, obey it: |g| < 2 log(r/s), (1 + b)(1 - rho^2) < 1, all
-below 4 (`bounded`). Else the ODE of `log_prob` can run away far from all simulations.
+1 / s^2 is. Factors, if constant and without walls, obey it: |g| < 2 log(r/s), (1 + b)
+(1 - rho^2) < 1, all below 4 (`bounded`). Else the ODE of `log_prob` can run away far
+from all simulations.
 
 After training a mixture of Gaussians may take a share of the score (`mixture`).
 
@@ -30,7 +31,7 @@ After training a mixture of Gaussians may take a share of the score (`mixture`).
 the likelihood: net has the factor `blurred_slope`, the shape of dtheta/dz, and in place
 of z its integral, `bent`. So a likelihood that is linear and Gaussian in theta has, at
 small noise, a net with constant a, b, c, g, in the corners of a box too; and far out
-the score is the prior's, -z, whatever the weights.
+the score is the prior's, -z, whatever the weights of the network.
 
 *Shape.* Residual MLPs for theta and for x, sinusoids of time, and a residual MLP on
 their sum. As in the paper three embeddings meet; here they meet by addition, a linear

@@ -226,14 +226,15 @@ class FactorizedPosterior(SetDensities):
         """Whether Metropolis steps make samples better; None: `circulation` decides.
 
         Of networks trained by denoising alone they may sample the error at small noise,
-        unless a mixture leads; with scores too between walls. Minibatches make
-        acceptance random.
+        unless a mixture leads; with scores too between walls, if there are several
+        parameters. Minibatches make acceptance random.
         """
         estimator, net = self.vector_field_estimator, self.vector_field_estimator.net
         if score.num_observations == 1 or score.minibatch is not None:
             return False
         own = isinstance(net, PosteriorScoreNet)
-        leads, walls = own and net.mixture.leads, own and net.has_walls
+        leads = own and net.mixture.leads
+        walls = own and net.has_walls and estimator.input_shape.numel() > 1
         return True if leads or (estimator.trained_with_scores and not walls) else None
 
     def _jumps(self, score: ComposedScore) -> bool:

@@ -1,12 +1,13 @@
 r"""Log posterior of a set, by the probability flow of each of its observations.
 
     log p(theta|x_1..x_n) = sum_j log q(z|x_j) - (n - 1) log p(z)
-                            + log |dz/dtheta| + const
+                            - n int_0^z c(z') . dz' + log |dz/dtheta| + const
 
 with z(theta) the coordinates in which the prior p(z) is N(0, I) and log q(z|x_j) from
 the ODE of the diffusion: all observations in one solve, a chunk at a time. The constant
 is 0 at n = 1, and the log of the set's evidence ratio beyond. Where the network takes
-groups of observations, j runs over groups.
+groups of observations, j runs over groups. c is the average error of the network at
+small noise, which is taken off the scores of sets too (`centring`); none at n = 1.
 
 *Base.* At t = 1 the signal is m = .08 of its size: N(0, I) would shift each q by some
 .08 of its width, always towards the prior, which is a posterior sd at n = 100. The base
@@ -97,8 +98,9 @@ class FactorizedPotential(OwnPotential, VectorFieldBasedPotential):
         groups = self.vector_field_estimator.group(self.x_o)
         total = torch.zeros_like(z[:, 0])
         if len(groups) > 1:
-            log_prior = self.vector_field_estimator.coordinates.log_prior(z)
-            total = -(len(groups) - 1) * log_prior
+            estimator = self.vector_field_estimator
+            total = -(len(groups) - 1) * estimator.coordinates.log_prior(z)
+            total = total - len(groups) * estimator.centre_along(z)
         for x in groups.split(max(1, ROWS_AT_ONCE // len(z))):
             rows = z[:, None].expand(-1, len(x), -1)
             total = total + self._flow(x).log_prob(rows).sum(1)

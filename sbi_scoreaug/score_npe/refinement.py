@@ -30,9 +30,9 @@ class Refinement(MixedTargetTraining):
         """Let training start or go on with the network alone."""
         estimator = self._neural_net
         if estimator is not None:
-            estimator.clear_anchors()
+            estimator.empty()
             if isinstance(estimator.net, PosteriorScoreNet):
-                estimator.net.mixture.clear()
+                estimator.net.mixture.empty()
 
     def _refine(self, estimator: Any, mixture: bool) -> Any:
         """Finish the trainer's network, which is returned."""
@@ -65,7 +65,7 @@ class Refinement(MixedTargetTraining):
         mixture.share.fill_(float(products[0] / products[1]))
         mixture.share.nan_to_num_(0.0).clamp_(0.0, 1.0)
         if not mixture.share:
-            mixture.clear()
+            mixture.empty()
 
     def _products(
         self, estimator: Any, z: Tensor, embedded: Tensor, rows: Tensor
