@@ -161,7 +161,7 @@ def test_too_few_levels_are_raised_and_overshooting_is_told():
     task = make_task(simulator, draw_set(simulator, 30), 100)
     with pytest.warns(ScoreWarning) as caught:
         run_composed(task, 20, "bridge")
-    assert "60 are used" in str(caught[0].message)
+    assert "120 are used" in str(caught[0].message)
     assert "overshoot" in str(caught[1].message)
     assert len(task.diagnostics.messages) == 2
 

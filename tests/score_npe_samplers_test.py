@@ -14,6 +14,7 @@ from sbi_scoreaug.errors import (
     InvalidInputError,
     InvalidStateError,
     InvalidTypeError,
+    ScoreWarning,
 )
 from sbi_scoreaug.score_npe import SAMPLERS, ComposedScore, VPSchedule, sample_set
 from sbi_scoreaug.score_npe.circulation import (
@@ -126,12 +127,16 @@ def test_damping_tempers_the_number_of_observations():
     simulator = GaussianGaussian(2)
     x = draw_set(simulator, 1).expand(6, -1)
     theta = torch.randn(3, 2).double()
-    damped = exact_score(simulator, x, damping=lambda t: 0.5)
+    damped = exact_score(simulator, x, damping=lambda t: 1 - 0.5 * (t > 0))
     torch.testing.assert_close(
         damped(theta, 0.3), exact_score(simulator, x[:3])(theta, 0.3)
     )
     with pytest.raises(InvalidInputError, match="damping"):
-        exact_score(simulator, x, damping=lambda t: 0.0)(theta, 0.3)
+        exact_score(simulator, x, damping=lambda t: float(t == 0))(theta, 0.3)
+    with pytest.raises(InvalidInputError, match="1 at t = 0"):
+        exact_score(simulator, x, damping=lambda t: 0.5)
+    with pytest.raises(InvalidTypeError, match="function of t"):
+        exact_score(simulator, x, damping=0.5)
 
 
 # GAUSS
@@ -341,6 +346,17 @@ def test_gauss_draws_a_single_sample(num_observations):
     assert samples.shape == (1, 2) and samples.isfinite().all()
 
 
+def test_algorithm_2_takes_as_many_levels_as_do_not_diverge():
+    """With 2 n levels, 16, its samples were 21 times as wide as the posterior."""
+    simulator = GaussianGaussian(2)
+    x = simulator(torch.zeros(8, 2))
+    with pytest.warns(ScoreWarning, match="32 are used"):
+        samples, found = run(simulator, x, 500, "composed", num_levels=5)
+    exact = simulator.reference_samples(500, x)
+    assert found.evaluations == 32
+    assert 0.5 < samples.std() / exact.std() < 1
+
+
 # diagnostics and bad input
 
 
@@ -472,6 +488,8 @@ def test_unknown_option_lists_the_known():
     simulator = SignFlip()
     with pytest.raises(InvalidTypeError, match="t_last"):
         run(simulator, draw_set(simulator, 2), steps=3)
+    with pytest.raises(InvalidTypeError, match="polish: expected True"):
+        run(simulator, draw_set(simulator, 2), polish="no")
 
 
 @pytest.mark.parametrize(

@@ -66,7 +66,7 @@ class Limit(NamedTuple):
 # In the order in which they run. One observation needs no iid method of the host's, so
 # that "sbi fnpe" at n = 1 stands for all of them.
 LIMITS: dict[str, tuple[Limit, ...]] = {
-    "composed": (Limit((1, 2, 8, 32, 100), 10), Limit((1000,), 3)),
+    "composed": (Limit((1, 2, 8, 32, 100), 10),),
     "sbi fnpe": (Limit((1, 2, 8, 32, 100), 10), Limit((1000,), 3)),
     "gauss": (Limit((1, 2, 8, 32, 100), 10), Limit((1000,), 3)),
     "sbi gauss": (Limit((2, 8, 32, 100), 10), Limit((1000,), 3)),

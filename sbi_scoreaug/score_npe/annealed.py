@@ -102,7 +102,7 @@ def composed(
 
     Args:
         task: The set, and what to draw.
-        num_levels: T; at least 2 n are used.
+        num_levels: T; at least 4 n are used: with 2 n the steps diverged.
         prior_score: "bridge" as in the paper, or "diffused".
 
     Returns:
@@ -125,12 +125,12 @@ def run_composed(
 ) -> tuple[Tensor, PathWeights]:
     """Run Algorithm 2; return its samples, and their weights (diffused prior only)."""
     n, diagnostics = task.score.num_observations, task.diagnostics
-    if num_levels < 2 * n:
+    if num_levels < 4 * n:
         diagnostics.warn(
             f"num_levels: {num_levels} are too few for {n} observations, the steps "
-            f"would diverge. {2 * n} are used."
+            f"would diverge. {4 * n} are used."
         )
-        num_levels = 2 * n
+        num_levels = 4 * n
     alphas, weights = _alphas(task.schedule, num_levels), PathWeights(task.schedule)
     theta, largest = task.normal(task.num_samples), 0.0
     if prior_score == "bridge":

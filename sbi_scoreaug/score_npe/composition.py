@@ -22,6 +22,7 @@ Arruda et al. (2025), arXiv 2505.14429.
 """
 
 from collections.abc import Callable
+from numbers import Integral
 from typing import NamedTuple
 
 import torch
@@ -59,7 +60,7 @@ class ComposedScore:
             particles share them, and their error: it moves the samples of a call
             together, by .8 posterior sd for 10 of 100 observations, .4 for 50, and 1.5
             for 100 of 1000 (exact Gaussian scores), and does not show in their spread.
-        damping: Function of t with values in (0, 1]; None for 1.
+        damping: Function of t with values in (0, 1], 1 at t = 0; None for 1.
 
     Attributes:
         num_observations: n.
@@ -68,7 +69,7 @@ class ComposedScore:
     Raises:
         InvalidInputError: If the set is empty or not finite, or a number is out of
             range.
-        InvalidTypeError: If `posterior_score` cannot be called.
+        InvalidTypeError: If `posterior_score` or `damping` cannot be called.
 
     Example:
         >>> x = torch.tensor([[0.0], [1.0]])
@@ -96,6 +97,8 @@ class ComposedScore:
         require_count("rows_at_once", rows_at_once)
         if minibatch is not None:
             require_count("minibatch", minibatch)
+        if damping is not None:
+            _require_damping(damping)
         self.posterior_score, self.x = posterior_score, x
         self.num_observations = len(x)
         self.rows_at_once, self.minibatch = rows_at_once, minibatch
@@ -148,6 +151,19 @@ class ComposedScore:
         return scale * (total.square().sum(1) - squares)
 
 
+def _require_damping(damping: Callable[[float], float]) -> None:
+    if not callable(damping):
+        raise InvalidTypeError(
+            f"damping: expected a function of t, got {damping!r}, for instance "
+            "lambda t: 1 / (1 + 5 * t)."
+        )
+    if abs(float(damping(0.0)) - 1) > 1e-6:
+        raise InvalidInputError(
+            f"damping: expected 1 at t = 0, got {float(damping(0.0))}: samples would "
+            "be of another posterior, of fewer observations."
+        )
+
+
 def require_set(x: Tensor) -> None:
     """Raise unless `x` is a finite set of at least one observation."""
     if not isinstance(x, Tensor):
@@ -169,7 +185,7 @@ def require_set(x: Tensor) -> None:
 
 def require_count(name: str, value: int) -> None:
     """Raise unless `value` is an integer of at least 1."""
-    if isinstance(value, bool) or not isinstance(value, int):
+    if isinstance(value, bool) or not isinstance(value, Integral):
         raise InvalidTypeError(f"{name}: expected an integer, got {value!r}.")
     if value < 1:
         raise InvalidInputError(f"{name}: expected 1 or more, got {value}.")

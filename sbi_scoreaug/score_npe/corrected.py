@@ -17,7 +17,7 @@ import math
 import torch
 from torch import Tensor
 
-from sbi_scoreaug.errors import InvalidInputError
+from sbi_scoreaug.errors import InvalidInputError, InvalidTypeError
 from sbi_scoreaug.score_npe.circulation import (
     LARGEST_EXACT,
     LARGEST_TRUSTED,
@@ -69,7 +69,11 @@ def auto(
     Raises:
         InvalidInputError: If a number is out of range, or jumps are asked for without
             polish.
+        InvalidTypeError: If `polish` or `jump` is not a boolean or None.
     """
+    for name, value in (("polish", polish), ("jump", jump)):
+        if value is not None and not isinstance(value, bool):
+            raise InvalidTypeError(f"{name}: expected True, False or None: {value!r}.")
     if jump and polish is False:
         raise InvalidInputError(
             "jump: expected polish=True with it, since jumps are part of the polish."

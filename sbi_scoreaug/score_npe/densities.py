@@ -81,8 +81,9 @@ class SetDensities(VectorFieldPosterior):
     ) -> Tensor:
         """Most probable parameters given the default set, by ascent on its score.
 
-        All arguments as in the host. The best end, by `log_prob`, of ascents on the
-        composed score (`ascent`).
+        All arguments as in sbi's `map`. The best end, by `log_prob`, of ascents on the
+        composed score at small noise (`ascent`): some hundredths to tenths of a nat
+        below the top of `log_prob`, whose ODE is another approximation.
 
         Returns:
             `(1, dim_theta)`.

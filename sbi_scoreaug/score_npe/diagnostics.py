@@ -32,7 +32,9 @@ class SamplerDiagnostics:
         step: Last step size of the Metropolis steps; None without any.
         num_replaced: Non-finite particles that were replaced, over all steps.
         effective_sample_size: Of the Feynman-Kac weights of the path, out of the
-            number of samples (`feynman_kac`); None where they are not known.
+            number of samples (`feynman_kac`); None where they are not known. It says
+            how far the path strays from an exact one, not how many samples can be used:
+            of sets it is some 1 to 10 even where samples are right.
         clipped_fraction: Covariance eigenvalues that were wider than the prior or
             degenerate, averaged over steps.
         excess_spread: Largest variance of the particles before the last step, over what

@@ -108,8 +108,13 @@ class FactorizedPosterior(SetDensities):
             sample_shape: Shape of the samples to be drawn.
             x: The set `(n, *shape_x)`, or one observation; None for the default.
             show_progress_bars: Whether to show a progress bar.
-            options: Options of the sampler (see `samplers`) or of `ComposedScore`; for
-                "sde" and "ode" those of the host's `sample`.
+            options: Of the sampler: num_steps, t_last, polish, jump, polish_steps for
+                "auto"; covariances, num_steps, t_last, num_pilot for "gauss";
+                num_levels (T), steps_per_level (L), step and others for "langevin";
+                num_levels, prior_score for "composed" (`help` of these functions in
+                `score_npe.corrected` and `score_npe.annealed`). Of the composition:
+                minibatch, damping, rows_at_once (`ComposedScore`). For "sde" and "ode"
+                those of `VectorFieldPosterior.sample`.
 
         Returns:
             `(*sample_shape, dim_theta)`, inside the prior's support.
@@ -181,6 +186,7 @@ class FactorizedPosterior(SetDensities):
         self, shape: torch.Size, x: Tensor, bar: bool, options: dict[str, Any]
     ) -> Tensor:
         groups = self.vector_field_estimator.group(x)
+        options = {**self.sampler_options, **options}
         if len(groups) > 1:
             raise InvalidInputError(
                 f"x: expected one observation for sample_with={self.sample_with!r}, "
@@ -213,6 +219,12 @@ class FactorizedPosterior(SetDensities):
             **options,
         )
         diagnostics.num_observations, diagnostics.num_groups = len(x), len(embedded)
+        if score.minibatch is not None and score.minibatch < len(embedded):
+            diagnostics.warn(
+                "minibatch: all samples of a call share the error of the observations "
+                "that were drawn, by which they may lie a posterior sd or two away. "
+                "Compare the means of a few calls, or leave minibatch out."
+            )
         if len(embedded) > 1 and not estimator.coordinates.exact:
             diagnostics.warn(
                 f"prior: expected one that a known map makes normal, got "

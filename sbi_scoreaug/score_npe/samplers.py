@@ -88,9 +88,10 @@ def sample_set(
     if float(theta.abs().max()) > FAR:
         # The same words for every set, so that Python shows them once in a batch.
         diagnostics.warn(
-            f"samples lie more than {FAR:.0f} prior standard deviations away: the "
-            "network's error may have added up over the observations, or they "
-            "contradict the prior. Take fewer of them, or train with scores or longer."
+            f"samples lie more than {FAR:.0f} prior standard deviations away, in the "
+            "coordinates where the prior is N(0, I): the network's error may have "
+            "added up over the observations, or they contradict the prior. Take "
+            "fewer of them, or train with scores or longer."
         )
     return theta, diagnostics
 
