@@ -114,13 +114,27 @@ def test_chunks_change_nothing():
 
 
 def test_minibatches_are_unbiased():
-    simulator = GaussianGaussian(2)
+    simulator = SignFlip(0.7)
     x, theta = draw_set(simulator, 6), torch.randn(3, 2).double()
     whole = exact_score(simulator, x)(theta, 0.3)
     part = exact_score(simulator, x, minibatch=2)
     mean = torch.stack([part(theta, 0.3) for _ in range(2000)]).mean(0)
     torch.testing.assert_close(mean, whole, atol=0.2, rtol=0)
     assert not torch.allclose(part(theta, 0.3), whole)
+
+
+@pytest.mark.parametrize("num_particles", [1, 300])
+def test_minibatches_of_particles_that_agree_have_little_noise(num_particles):
+    """They share an error, which would move them all."""
+    simulator = GaussianMixtureLikelihood(2)
+    x = draw_set(simulator, 200)
+    cloud = simulator.reference_samples(num_particles, x, 30).double()
+    whole = exact_score(simulator, x)(cloud, 0.01)
+    part = exact_score(simulator, x, minibatch=20)
+    errors = torch.stack([(part(cloud, 0.01) - whole).mean(0) for _ in range(20)])
+    drawn = [exact_score(simulator, x[torch.randperm(200)[:20]]) for _ in range(20)]
+    plain = torch.stack([200 * one.mean_excess(cloud, 0.01).mean(0) for one in drawn])
+    assert errors.square().mean() < 0.05 * plain.var(0).mean()
 
 
 def test_damping_tempers_the_number_of_observations():

@@ -30,8 +30,8 @@ a share of .6 or more of the score, `estimator.net.mixture.share`, Metropolis st
 nearly all samples better, and are made; from .9 on jumps did too, for sets of up to
 sqrt(N / 300), N simulations having been trained on. Scores mend most networks, but not
 all between walls: there `circulation` decides with scores too. For n in the thousands
-`minibatch=b` draws b observations at each evaluation, whose error moves all samples of
-a call together (compare two calls), and `damping=d`, a function of t with d(0) = 1,
+`minibatch=b` draws b observations at each evaluation and all at two centres of the
+particles, and `damping=d`, a function of t with d(0) = 1,
 takes less of them at large noise. `max_set_size=m` in training leaves n / m terms to be
 composed. Without a network, exact scores are sampled by `sample_set`:
 

@@ -13,12 +13,15 @@ not grow with n. U is the exact posterior score at t = 0 only: at t > 0 diffusin
 not commute with multiplying, which is what `samplers` have to deal with.
 
 Two options for large n. *Minibatch*: the sum over n is replaced by n/b times a sum over
-b random observations, anew at every call: unbiased and noisy. *Damping* d(t): the sum
+b random observations, anew at every call, as a control variate: its error at the centre
+of each half of the particles, where all n are evaluated, is taken off (Baker et al.
+2019). Unbiased, and with little noise where the particles agree. *Damping* d(t): the sum
 is multiplied by d(t), as if there were n d(t) observations; d(0) = 1 leaves the target
 as it is, d < 1 at large t keeps the error of many network scores from adding up there.
 
 References: Geffner, Papamakarios & Mnih (2023), arXiv 2209.14249, section 4. Damping:
-Arruda et al. (2025), arXiv 2505.14429.
+Arruda et al. (2025), arXiv 2505.14429. Control variates: Baker, Fearnhead, Fox &
+Nemeth (2019), Statistics and Computing 29, 599-615.
 """
 
 from collections.abc import Callable
@@ -56,10 +59,10 @@ class ComposedScore:
             such.
         rows_at_once: Pairs of a particle and an observation that are worked on
             together; bounds the memory.
-        minibatch: Number of observations drawn at each call; None for all. All
-            particles share them, and their error: it moves the samples of a call
-            together, by .8 posterior sd for 10 of 100 observations, .4 for 50, and 1.5
-            for 100 of 1000 (exact Gaussian scores), and does not show in their spread.
+        minibatch: Number of observations drawn at each call; None for all. What they
+            say of two centres of the particles is set right by all observations, at
+            two more pairs for each: without that, 100 of 1000 move the samples of a
+            call together, by two posterior sd and more (exact scores).
         damping: Function of t with values in (0, 1], 1 at t = 0; None for 1.
 
     Attributes:
@@ -128,9 +131,18 @@ class ComposedScore:
     def excess(self, theta: Tensor, t: float) -> Excess:
         """Return the moments of r_j = s_j + theta over observations; one evaluation."""
         self.evaluations += 1
-        x, n = self.x, len(self.x)
-        if self.minibatch is not None and self.minibatch < n:
-            x = x[torch.randperm(n, device=x.device)[: self.minibatch]]
+        n = len(self.x)
+        if self.minibatch is None or self.minibatch >= n:
+            return self._excess(theta, t, self.x)
+        drawn = self.x[torch.randperm(n, device=self.x.device)[: self.minibatch]]
+        side = _sides(theta)
+        centres = torch.stack([theta[side == k].mean(0) for k in (0, 1)]).nan_to_num()
+        excess = self._excess(theta, t, drawn)
+        error = self._excess(centres, t, drawn).mean
+        error = error - self._excess(centres, t, self.x).mean
+        return Excess(excess.mean - error[side], excess.cross)
+
+    def _excess(self, theta: Tensor, t: float, x: Tensor) -> Excess:
         total = torch.zeros(theta.shape, dtype=torch.float64, device=theta.device)
         squares, start = total[:, 0].clone(), 0
         for rows in theta.split(self.rows_at_once):
@@ -149,6 +161,13 @@ class ComposedScore:
             return None
         scale = n * (n - 1) / max(num_used * (num_used - 1), 1)
         return scale * (total.square().sum(1) - squares)
+
+
+def _sides(theta: Tensor) -> Tensor:
+    """Halve the particles across their widest direction: 0 or 1 `(batch,)`."""
+    away = theta.nan_to_num() - theta.nan_to_num().mean(0)
+    direction = torch.linalg.eigh(away.mT @ away)[1][:, -1]
+    return (away @ direction > 0).long()
 
 
 def _require_damping(damping: Callable[[float], float]) -> None:

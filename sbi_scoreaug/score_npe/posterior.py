@@ -219,12 +219,6 @@ class FactorizedPosterior(SetDensities):
             **options,
         )
         diagnostics.num_observations, diagnostics.num_groups = len(x), len(embedded)
-        if score.minibatch is not None and score.minibatch < len(embedded):
-            diagnostics.warn(
-                "minibatch: all samples of a call share the error of the observations "
-                "that were drawn, by which they may lie a posterior sd or two away. "
-                "Compare the means of a few calls, or leave minibatch out."
-            )
         if len(embedded) > 1 and not estimator.coordinates.exact:
             diagnostics.warn(
                 f"prior: expected one that a known map makes normal, got "
