@@ -15,9 +15,10 @@ not commute with multiplying, which is what `samplers` have to deal with.
 Two options for large n. *Minibatch*: the sum over n is replaced by n/b times a sum over
 b random observations, anew at every call, as a control variate: its error at the centre
 of each half of the particles, where all n are evaluated, is taken off (Baker et al.
-2019). Unbiased, and with little noise where the particles agree. *Damping* d(t): the sum
-is multiplied by d(t), as if there were n d(t) observations; d(0) = 1 leaves the target
-as it is, d < 1 at large t keeps the error of many network scores from adding up there.
+2019). Unbiased, and with little noise where the particles agree. *Damping* d(t): the
+sum is multiplied by d(t), as if there were n d(t) observations; d(0) = 1 leaves the
+target as it is, d < 1 at large t keeps the error of many network scores from adding up
+there.
 
 References: Geffner, Papamakarios & Mnih (2023), arXiv 2209.14249, section 4. Damping:
 Arruda et al. (2025), arXiv 2505.14429. Control variates: Baker, Fearnhead, Fox &
