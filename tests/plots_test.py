@@ -170,7 +170,7 @@ SMALL = {
     "auto": ({}, 22),  # the polish is one step
     "gauss": ({"num_steps": 8}, 9),
     "langevin": ({"num_levels": 10, "steps_per_level": 3}, 10),
-    "composed": ({"num_levels": 12}, 12),
+    "composed": ({"num_levels": 16}, 16),
 }
 
 

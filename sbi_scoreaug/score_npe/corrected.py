@@ -185,7 +185,7 @@ def gauss(
         num_steps=num_steps,
         t_last=t_last,
     )
-    return theta[torch.randperm(num_run, device=theta.device)[: task.num_samples]]
+    return theta[: task.num_samples]
 
 
 def _pilot_covariances(task: SamplingTask, num_pilot: int) -> Tensor:
