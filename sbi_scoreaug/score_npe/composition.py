@@ -12,13 +12,16 @@ is accumulated in float64 over chunks of particles and of observations, so memor
 not grow with n. U is the exact posterior score at t = 0 only: at t > 0 diffusing does
 not commute with multiplying, which is what `samplers` have to deal with.
 
-Two options for large n. *Minibatch*: the sum over n is replaced by n/b times a sum over
-b random observations, anew at every call, as a control variate: its error at the centre
-of each half of the particles, where all n are evaluated, is taken off (Baker et al.
-2019). Unbiased, and with little noise where the particles agree. *Damping* d(t): the
-sum is multiplied by d(t), as if there were n d(t) observations; d(0) = 1 leaves the
-target as it is, d < 1 at large t keeps the error of many network scores from adding up
-there.
+Two options for large n. *Minibatch*: with r_j = s_j + theta, the sum over n is replaced
+by that over b random observations B, anew at every call, and at a centre c of the
+particles (one for each half of them) by that over all,
+
+    sum_j r_j(theta)  ~  n/b sum_{j in B} [r_j(theta) - r_j(c)]  +  sum_j r_j(c)
+
+a control variate: unbiased, and with little noise where the particles agree (Baker et
+al. 2019). *Damping* d(t): the sum is multiplied by d(t), as if there were n d(t)
+observations; d(0) = 1 leaves the target as it is, d < 1 at large t keeps the error of
+many network scores from adding up there.
 
 References: Geffner, Papamakarios & Mnih (2023), arXiv 2209.14249, section 4. Damping:
 Arruda et al. (2025), arXiv 2505.14429. Control variates: Baker, Fearnhead, Fox &
@@ -136,11 +139,9 @@ class ComposedScore:
         if self.minibatch is None or self.minibatch >= n:
             return self._excess(theta, t, self.x)
         drawn = self.x[torch.randperm(n, device=self.x.device)[: self.minibatch]]
-        side = _sides(theta)
-        centres = torch.stack([theta[side == k].mean(0) for k in (0, 1)]).nan_to_num()
-        excess = self._excess(theta, t, drawn)
-        error = self._excess(centres, t, drawn).mean
-        error = error - self._excess(centres, t, self.x).mean
+        side, centres = _halves(theta)
+        excess, at = self._excess(theta, t, drawn), self._excess(centres, t, drawn)
+        error = at.mean - self._excess(centres, t, self.x).mean
         return Excess(excess.mean - error[side], excess.cross)
 
     def _excess(self, theta: Tensor, t: float, x: Tensor) -> Excess:
@@ -164,11 +165,19 @@ class ComposedScore:
         return scale * (total.square().sum(1) - squares)
 
 
-def _sides(theta: Tensor) -> Tensor:
-    """Halve the particles across their widest direction: 0 or 1 `(batch,)`."""
-    away = theta.nan_to_num() - theta.nan_to_num().mean(0)
-    direction = torch.linalg.eigh(away.mT @ away)[1][:, -1]
-    return (away @ direction > 0).long()
+def _halves(theta: Tensor) -> tuple[Tensor, Tensor]:
+    """Halve particles at the mean of their widest parameter.
+
+    Returns:
+        Which half each is in, 0 or 1 `(batch,)`, and the centres of both `(2, dim)`.
+    """
+    # Samplers replace particles that are not finite; they must not move the others.
+    theta = theta.nan_to_num(0.0, 0.0, 0.0)
+    mean = theta.mean(0)
+    widest = (theta - mean).abs().mean(0).argmax()
+    side = (theta[:, widest] > mean[widest]).long()
+    centres = [theta[side == k] if (side == k).any() else theta for k in (0, 1)]
+    return side, torch.stack([some.mean(0) for some in centres])
 
 
 def _require_damping(damping: Callable[[float], float]) -> None:
@@ -180,7 +189,7 @@ def _require_damping(damping: Callable[[float], float]) -> None:
     if abs(float(damping(0.0)) - 1) > 1e-6:
         raise InvalidInputError(
             f"damping: expected 1 at t = 0, got {float(damping(0.0))}: samples would "
-            "be of another posterior, of fewer observations."
+            "be of a posterior of fewer observations. Divide it by its value there."
         )
 
 
