@@ -6,11 +6,17 @@ from torch import nn
 from torch.autograd import grad
 from torch.distributions import Categorical, MixtureSameFamily, MultivariateNormal
 
+from sbi_scoreaug.benchmarks.score_npe_metrics import Reference
 from sbi_scoreaug.score_npe import ScoreNPE
 from sbi_scoreaug.score_npe import posterior as posterior_module
 from sbi_scoreaug.score_npe.mixture import ConditionalMixture, fewest
 from sbi_scoreaug.score_npe.network import PosteriorScoreNet
-from sbi_scoreaug.simulators import BoundedLinearGaussian, GaussianGaussian, SignFlip
+from sbi_scoreaug.simulators import (
+    BoundedLinearGaussian,
+    GaussianGaussian,
+    GaussianMixtureLikelihood,
+    SignFlip,
+)
 
 QUIET = {"show_progress_bars": False}
 LEVELS = [(0.9995, 0.03), (0.6, 0.8), (0.08, 0.9968)]
@@ -218,6 +224,27 @@ def test_after_an_interruption_the_network_samples_alone():
     assert trainer._neural_net.centre(0.5) is None
     kept = earlier.vector_field_estimator
     assert share_of(kept) > 0 and kept.centre(0.5) is not None
+
+
+def test_jumps_weigh_the_modes_of_a_mixture():
+    """The descent alone puts too many particles where the posterior is wide."""
+    simulator = GaussianMixtureLikelihood(10)
+    trainer, estimator = trained(simulator, 12_000, num_steps=1)
+    assert len(estimator.net.mixture.offset) == 2
+    estimator.net.mixture.share.fill_(1.0)
+    posterior, errors = trainer.build_posterior(estimator), []
+    for seed in range(3000, 3006):
+        torch.manual_seed(seed)
+        x = simulator(simulator.prior.sample((1,)).expand(2, -1)).float()
+        reference = Reference(simulator.reference_samples(1000, x.double()))
+        drawn = (
+            posterior.sample((500,), x=x, **options, **QUIET)
+            for options in ({}, {"jump": False})
+        )
+        errors.append([reference.errors(one)["mmd2"] for one in drawn])
+    jumped, stayed = torch.tensor(errors).mean(0)
+    assert jumped < 0.004
+    assert stayed > 2 * jumped
 
 
 def test_state_dicts_hold_what_was_fitted_after_training():

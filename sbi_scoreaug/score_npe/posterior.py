@@ -251,5 +251,7 @@ class FactorizedPosterior(SetDensities):
         estimator, net = self.vector_field_estimator, self.vector_field_estimator.net
         if not isinstance(net, PosteriorScoreNet) or estimator.anchor_z is None:
             return False
+        if score.minibatch is not None:
+            return False
         enough = ANCHORS_FOR_JUMPS * score.num_observations**2
         return net.mixture.rules and len(estimator.anchor_z) >= enough
