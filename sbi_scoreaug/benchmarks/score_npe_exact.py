@@ -139,13 +139,13 @@ def run_peer(
     """Return samples and evaluations of one of the host's methods."""
     estimator = ExactScores(simulator)
     posterior = VectorFieldPosterior(estimator, simulator.prior)
-    options = {"iid_method": iid_method, "reject_outside_prior": False}
     samples = or_nan(
         posterior.sample,
         (num_samples,),
         x=x.float(),
+        iid_method=iid_method,
         show_progress_bars=False,
-        **options,
+        reject_outside_prior=False,
     )
     return samples.double(), estimator.calls
 

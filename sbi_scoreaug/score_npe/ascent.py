@@ -6,8 +6,7 @@ from tqdm.auto import tqdm
 
 from sbi_scoreaug.score_npe.composition import ComposedScore
 from sbi_scoreaug.score_npe.estimator import FactorizedScoreEstimator
-
-LEVEL = 0.01
+from sbi_scoreaug.score_npe.schedule import T_LAST
 
 
 def ascend(
@@ -43,7 +42,7 @@ def ascend(
         if log_det.requires_grad:
             log_det.backward()
         gradient = 0.0 if z.grad is None else z.grad
-        z.grad = -(gradient + score(z.detach(), LEVEL).to(z))
+        z.grad = -(gradient + score(z.detach(), T_LAST).to(z))
         optimizer.step()
         decay.step()
     return estimator.from_z(z.detach())

@@ -6,7 +6,8 @@ n times. Its regression on z_t over simulated pairs, the anchors, is therefore
 subtracted from the scores of sets. That regression has the noise of the true excess: x
 varies at a given z_t. With exact scores it is had with far less, as that of the
 network's error, the score less the mixed target of the same pair. Between walls the
-error has a factor (`PosteriorScoreNet.gate`), and so has the regression.
+error has a factor (`PosteriorScoreNet.gate`), and so has the regression. From the log
+densities of sets the integral of its last level is taken off (`potential`).
 """
 
 from typing import Any
@@ -19,10 +20,10 @@ from sbi_scoreaug.score_npe.layers import FilledLater
 from sbi_scoreaug.score_npe.mixed_target import MixedTarget
 from sbi_scoreaug.score_npe.network import PosteriorScoreNet
 from sbi_scoreaug.score_npe.polish import line_integral
+from sbi_scoreaug.score_npe.schedule import T_LAST
 
 MAX_LEVELS = 2000  # kept in memory
 ROWS = 10_000  # of anchors at once
-T_LAST = 0.01
 
 
 class CentredScores(FilledLater, VPScoreEstimator):
@@ -100,26 +101,18 @@ class CentredScores(FilledLater, VPScoreEstimator):
             found = self._centres[t] = self._regressed(t)
         return found
 
-    def centred(self, excess: Tensor, z: Tensor, t: float) -> Tensor:
-        """Return scores in excess of the prior's, less the network's average error.
-
-        Args:
-            excess: `(batch, n, dim)`.
-            z: `(batch, dim)`.
-            t: The time, one for all.
-        """
-        return excess - self._error(z, t)[:, None]
-
     def centre_along(self, z: Tensor) -> Tensor:
         """Return the integral of the average error from 0 to z `(batch,)`.
 
         At the noise of the samplers' last step, along a straight line: what centring
         takes off the log density of each observation.
         """
-        return line_integral(lambda at: self._error(at, T_LAST), torch.zeros_like(z), z)
+        return line_integral(
+            lambda at: self.average_error(at, T_LAST), torch.zeros_like(z), z
+        )
 
-    def _error(self, z: Tensor, t: float) -> Tensor:
-        """Return the average error of the score at z `(batch, dim)`; 0 if unknown."""
+    def average_error(self, z: Tensor, t: float) -> Tensor:
+        """Return that of the score at z `(batch, dim)` and time t; 0 if unknown."""
         centre = self.centre(t)
         if centre is None:
             return torch.zeros_like(z)

@@ -29,6 +29,7 @@ from sbi_scoreaug.score_npe.diagnostics import SamplerDiagnostics
 from sbi_scoreaug.score_npe.gauss import MeanGauss, ObservationGauss
 from sbi_scoreaug.score_npe.jumps import jump as independence_jumps
 from sbi_scoreaug.score_npe.polish import Polish, SetScore
+from sbi_scoreaug.score_npe.schedule import T_LAST
 from sbi_scoreaug.score_npe.task import SamplingTask
 
 SMALLEST_ACCEPTANCE = 0.2
@@ -41,7 +42,7 @@ def auto(
     polish: bool | None = None,
     jump: bool | None = None,
     num_steps: int | None = None,
-    t_last: float = 0.01,
+    t_last: float = T_LAST,
     polish_steps: tuple[int, int] = (8, 4),
 ) -> Tensor:
     """Sample by mean-GAUSS descent and, where the score allows, a Metropolis polish.
@@ -73,7 +74,10 @@ def auto(
     """
     for name, value in (("polish", polish), ("jump", jump)):
         if value is not None and not isinstance(value, bool):
-            raise InvalidTypeError(f"{name}: expected True, False or None: {value!r}.")
+            raise InvalidTypeError(
+                f"{name}: expected True, False or None, got {value!r}. None lets the "
+                "score decide."
+            )
     if jump and polish is False:
         raise InvalidInputError(
             "jump: expected polish=True with it, since jumps are part of the polish."
@@ -149,7 +153,7 @@ def gauss(
     *,
     covariances: Tensor | None = None,
     num_steps: int = 50,
-    t_last: float = 0.01,
+    t_last: float = T_LAST,
     num_pilot: int = 300,
 ) -> Tensor:
     """Sample by GAUSS with centred covariances, clipped to valid ones.

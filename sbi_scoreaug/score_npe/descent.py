@@ -27,7 +27,7 @@ from sbi_scoreaug.errors import InvalidInputError
 from sbi_scoreaug.score_npe.composition import require_count
 from sbi_scoreaug.score_npe.feynman_kac import PathWeights, effective_sample_size
 from sbi_scoreaug.score_npe.gauss import DiffusedScore, GaussScore, regression_slope
-from sbi_scoreaug.score_npe.schedule import VPSchedule
+from sbi_scoreaug.score_npe.schedule import T_LAST, VPSchedule
 from sbi_scoreaug.score_npe.task import SamplingTask
 
 
@@ -51,7 +51,7 @@ def descend(
     *,
     num_particles: int,
     num_steps: int = 20,
-    t_last: float = 0.01,
+    t_last: float = T_LAST,
 ) -> Tensor:
     """Draw particles of the posterior at t = 0.
 

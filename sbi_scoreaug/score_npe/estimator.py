@@ -157,7 +157,7 @@ class FactorizedScoreEstimator(CentredScores):
             return self.net(input=rows[:, None], condition=embedded, time=time)
         m, s = self.mean_t_fn(time), self.std_fn(time)
         excess = self.net.all_pairs(rows, embedded, m, s)
-        return self.centred(excess, rows, t) - rows[:, None]
+        return excess - (rows + self.average_error(rows, t))[:, None]
 
     def loss(
         self,

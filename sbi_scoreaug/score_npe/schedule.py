@@ -15,6 +15,8 @@ from dataclasses import dataclass
 
 from sbi_scoreaug.errors import InvalidInputError
 
+T_LAST = 0.01  # the last level at which scores are evaluated, unless another is asked
+
 
 @dataclass(frozen=True)
 class VPSchedule:
