@@ -16,7 +16,13 @@ from sbi_scoreaug.errors import (
     InvalidTypeError,
     ScoreWarning,
 )
-from sbi_scoreaug.score_npe import SAMPLERS, ComposedScore, VPSchedule, sample_set
+from sbi_scoreaug.score_npe import (
+    SAMPLERS,
+    ComposedScore,
+    VPSchedule,
+    annealed,
+    sample_set,
+)
 from sbi_scoreaug.score_npe.circulation import (
     LARGEST_EXACT,
     LARGEST_TRUSTED,
@@ -360,15 +366,19 @@ def test_gauss_draws_a_single_sample(num_observations):
     assert samples.shape == (1, 2) and samples.isfinite().all()
 
 
-def test_algorithm_2_takes_as_many_levels_as_do_not_diverge():
-    """With 2 n levels, 16, its samples were 21 times as wide as the posterior."""
-    simulator = GaussianGaussian(2)
+@pytest.mark.parametrize(("levels_each", "right"), [(4, True), (2, False)])
+def test_algorithm_2_takes_as_many_levels_as_do_not_diverge(
+    levels_each, right, monkeypatch
+):
+    monkeypatch.setattr(annealed, "LEVELS_EACH", levels_each)
+    simulator = GaussianGaussian(2, variances=torch.full((2,), 0.25))
+    torch.manual_seed(0)
     x = simulator(torch.zeros(8, 2))
-    with pytest.warns(ScoreWarning, match="32 are used"):
+    with pytest.warns(ScoreWarning, match=f"{8 * levels_each} are used"):
         samples, found = run(simulator, x, 500, "composed", num_levels=5)
     exact = simulator.reference_samples(500, x)
-    assert found.evaluations == 32
-    assert 0.5 < samples.std() / exact.std() < 1
+    assert found.evaluations == 8 * levels_each
+    assert (0.5 < samples.std() / exact.std() < 1) == right
 
 
 # diagnostics and bad input

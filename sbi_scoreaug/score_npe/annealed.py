@@ -25,8 +25,9 @@ in use.
 
     theta <- (theta + beta_i U_i) / sqrt(alpha_i) + sqrt(beta_i) xi,   no noise at i = 1
 
-It is unstable where beta_i U doubles theta: `num_levels` is raised to 2 n, with a
-warning.
+It is unstable where beta_i U doubles theta: `num_levels` is raised to 4 n, with a
+warning. That is enough where the noise of an observation has a tenth of the prior's
+variance or more; with 2 n it diverges at a quarter. For a hundredth take 10 n and more.
 
 *Known limit of Algorithm 2.* It is exact at n = 1 only. For large n the levels change
 slowly compared with the contraction of U, and a step moves by beta U with noise of
@@ -47,6 +48,7 @@ from sbi_scoreaug.score_npe.schedule import VPSchedule
 from sbi_scoreaug.score_npe.task import SamplingTask
 
 PRIOR_SCORES = ("bridge", "diffused")
+LEVELS_EACH = 4  # observation; fewer diverge
 
 
 def langevin(
@@ -102,7 +104,7 @@ def composed(
 
     Args:
         task: The set, and what to draw.
-        num_levels: T; at least 4 n are used: with 2 n the steps diverged.
+        num_levels: T; at least 4 n are used (with 2 n the steps diverged).
         prior_score: "bridge" as in the paper, or "diffused".
 
     Returns:
@@ -125,12 +127,12 @@ def run_composed(
 ) -> tuple[Tensor, PathWeights]:
     """Run Algorithm 2; return its samples, and their weights (diffused prior only)."""
     n, diagnostics = task.score.num_observations, task.diagnostics
-    if num_levels < 4 * n:
+    if num_levels < LEVELS_EACH * n:
         diagnostics.warn(
             f"num_levels: {num_levels} are too few for {n} observations, the steps "
-            f"would diverge. {4 * n} are used."
+            f"would diverge. {LEVELS_EACH * n} are used."
         )
-        num_levels = 4 * n
+        num_levels = LEVELS_EACH * n
     alphas, weights = _alphas(task.schedule, num_levels), PathWeights(task.schedule)
     theta, largest = task.normal(task.num_samples), 0.0
     if prior_score == "bridge":
