@@ -140,6 +140,24 @@ def test_cells_are_all_different(number, quick):
     assert len(keys) == len(cells) > 0
 
 
+@pytest.mark.parametrize(("number", "seeds"), [(1, {301}), (2, {5, 6})])
+def test_fresh_networks_and_sets_are_asked_for_by_name(
+    number, seeds, tmp_path, monkeypatch
+):
+    done = []
+    table = TABLES[number]._replace(
+        cell=lambda **cell: done.append(cell) or {"mmd2": 0},
+        plot=lambda *_: None,
+        show=lambda _: "",
+    )
+    monkeypatch.setitem(TABLES, number, table)
+    fresh = ["--networks", "5", "6", "--first-set", "301"]
+    options = ["--quick", "--out", str(tmp_path), "--tables", str(number)]
+    main([*options, "--methods", "ScoreNPE", "auto", *fresh])
+    assert {cell["seed"] for cell in done} == seeds
+    assert all(cell.get("first_set", 301) == 301 for cell in done)
+
+
 def test_a_cell_knows_a_good_sampler_from_a_narrow_one():
     options = {"num_observations": 8, "sets": 2, "samples": 500, "seed": 100}
     good = exact_cell("Gaussian", "auto", **options)

@@ -2,7 +2,7 @@ r"""Sets of observations: samplers with exact scores, trained networks, a box, c
 
 Four tables, described in `score_npe_exact` (1), `score_npe_trained` (2),
 `score_npe_bounded` (3) and `score_npe_cost` (4). Fresh sets have seeds 1, 2, .. unless
-`--first-set` says others.
+`--first-set` says others, networks 1, 2, 3 unless `--networks` does.
 """
 
 from __future__ import annotations
@@ -125,6 +125,9 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument(
         "--first-set", type=int, default=1, help="seed of the first set of tables 1, 2"
     )
+    parser.add_argument(
+        "--networks", nargs="+", type=int, help="seeds of those of tables 2, 3"
+    )
     arguments = parser.parse_args(argv)
     quick, out, start = arguments.quick, arguments.out, time.time()
     parts = ["# score_npe", provenance("score_npe", argv)]
@@ -139,6 +142,13 @@ def main(argv: Sequence[str]) -> None:
         else:
             jobs = 1 if number == 4 else arguments.jobs
             cells = table.cells(quick, arguments.methods, arguments.first_set)
+            if arguments.networks and number in (2, 3):
+                cells = [
+                    {**cell, "seed": seed}
+                    for seed in arguments.networks
+                    for cell in cells
+                    if cell["seed"] == 1
+                ]
             rows = run_cells(cells, table.cell, path, jobs)
         if rows:
             table.plot(rows, path.with_suffix(".png"))
